@@ -1,0 +1,1 @@
+"""Wire types between Baton's own processes."""

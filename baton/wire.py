@@ -1,0 +1,125 @@
+"""Conversions between `baton.requests` and the internal wire messages: the one place that knows both."""
+
+from __future__ import annotations
+
+from baton.internal.v1 import transfer_pb2, worker_pb2
+from baton.requests import AttemptRef, Delivered, FinishReason, Logprobs, RequestSpec, SamplingParams, Token
+from baton.v1 import inference_pb2
+
+
+def ref_to_wire(ref: AttemptRef) -> transfer_pb2.AttemptRef:
+    return transfer_pb2.AttemptRef(request_id=ref.request_id, attempt=ref.attempt)
+
+
+def ref_from_wire(message: transfer_pb2.AttemptRef) -> AttemptRef:
+    return AttemptRef(message.request_id, message.attempt)
+
+
+def sampling_to_wire(params: SamplingParams) -> worker_pb2.ResolvedSampling:
+    return worker_pb2.ResolvedSampling(
+        max_tokens=params.max_tokens,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        min_p=params.min_p,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        repetition_penalty=params.repetition_penalty,
+        seed=params.seed,
+        n=params.n,
+        eos_token_ids=params.eos_token_ids,
+        stop_token_ids=params.stop_token_ids,
+        min_tokens=params.min_tokens,
+        logit_bias=params.logit_bias,
+        logprobs=params.logprobs,
+    )
+
+
+def sampling_from_wire(message: worker_pb2.ResolvedSampling) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=message.max_tokens,
+        temperature=message.temperature,
+        top_p=message.top_p,
+        top_k=message.top_k,
+        min_p=message.min_p,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        repetition_penalty=message.repetition_penalty,
+        seed=message.seed,
+        n=message.n,
+        eos_token_ids=tuple(message.eos_token_ids),
+        stop_token_ids=tuple(message.stop_token_ids),
+        min_tokens=message.min_tokens,
+        logit_bias=dict(message.logit_bias),
+        logprobs=message.logprobs if message.HasField("logprobs") else None,
+    )
+
+
+def spec_to_wire(spec: RequestSpec) -> worker_pb2.RequestSpec:
+    return worker_pb2.RequestSpec(
+        ref=ref_to_wire(spec.ref),
+        router_id=spec.router_id,
+        prompt_token_ids=spec.prompt_token_ids,
+        sampling=sampling_to_wire(spec.sampling),
+        delivered=[
+            worker_pb2.DeliveredChoice(token_ids=choice.token_ids, finished=choice.finished)
+            for choice in spec.delivered
+        ],
+        block_hashes=spec.block_hashes,
+        salt_root=spec.salt_root,
+        priority=spec.priority,
+        timeout_s=spec.timeout_s,
+        max_unacked_tokens=spec.max_unacked_tokens,
+    )
+
+
+def spec_from_wire(message: worker_pb2.RequestSpec) -> RequestSpec:
+    return RequestSpec(
+        ref=ref_from_wire(message.ref),
+        router_id=message.router_id,
+        prompt_token_ids=tuple(message.prompt_token_ids),
+        sampling=sampling_from_wire(message.sampling),
+        delivered=tuple(Delivered(tuple(choice.token_ids), choice.finished) for choice in message.delivered),
+        block_hashes=tuple(message.block_hashes),
+        salt_root=message.salt_root,
+        priority=message.priority,
+        timeout_s=message.timeout_s if message.HasField("timeout_s") else None,
+        max_unacked_tokens=message.max_unacked_tokens,
+    )
+
+
+def token_to_wire(token: Token) -> worker_pb2.TokenOut:
+    message = worker_pb2.TokenOut(
+        ref=ref_to_wire(token.ref),
+        choice=token.choice,
+        position=token.position,
+        token_id=token.token_id,
+        finish_reason=inference_pb2.FinishReason.ValueType(int(token.finish_reason)),
+    )
+    if token.logprobs is not None:
+        message.logprobs.CopyFrom(logprobs_to_wire(token.token_id, token.logprobs))
+    return message
+
+
+def token_from_wire(message: worker_pb2.TokenOut) -> Token:
+    logprobs = None
+    if message.HasField("logprobs"):
+        logprobs = Logprobs(
+            sampled=message.logprobs.sampled.logprob,
+            top=tuple((entry.token_id, entry.logprob) for entry in message.logprobs.top),
+        )
+    return Token(
+        ref=ref_from_wire(message.ref),
+        choice=message.choice,
+        position=message.position,
+        token_id=message.token_id,
+        logprobs=logprobs,
+        finish_reason=FinishReason(message.finish_reason),
+    )
+
+
+def logprobs_to_wire(token_id: int, logprobs: Logprobs) -> inference_pb2.PositionLogprobs:
+    return inference_pb2.PositionLogprobs(
+        sampled=inference_pb2.TokenLogprob(token_id=token_id, logprob=logprobs.sampled),
+        top=[inference_pb2.TokenLogprob(token_id=top_id, logprob=value) for top_id, value in logprobs.top],
+    )
