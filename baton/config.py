@@ -65,7 +65,7 @@ class DecodeConfig(Config):
     """The decode worker's scheduler and admission."""
 
     # Most sequences (choices) in one step.
-    max_batch_seqs: Positive = 64
+    max_batch_seqs: Positive = 128
     # Tokens of local prefill in one step, beside the decodes.
     prefill_chunk_tokens: Positive = 64
     # Prompts of which the worker lacks fewer tokens than this are prefilled by itself.
@@ -123,6 +123,9 @@ class ClusterConfig(Config):
     decode_workers: Positive = 1
     # The address that workers listen on and publish.
     worker_host: str = "127.0.0.1"
+    # What Ray sets aside for a worker; 0 lets it be placed anywhere.
+    ray_worker_cpus: Annotated[float, Field(ge=0)] = 0.0
+    ray_worker_gpus: Annotated[float, Field(ge=0)] = 0.0
     # Time that SIGTERM gives running requests.
     drain_s: Seconds = 30.0
 
@@ -171,6 +174,8 @@ class RouterProcessConfig(Config):
     log: LogConfig = LogConfig()
     # host:port of the supervisor's Membership service.
     membership_address: str
+    # Time that SIGTERM gives running requests.
+    drain_s: Seconds = 30.0
 
 
 def worker_config(config: ServeConfig, role: Role, name: str, epoch: int) -> WorkerConfig:
@@ -199,6 +204,7 @@ def router_process_config(config: ServeConfig, membership_address: str) -> Route
         transfer=config.transfer,
         log=config.log,
         membership_address=membership_address,
+        drain_s=config.cluster.drain_s,
     )
 
 

@@ -1,15 +1,16 @@
 """Content hashes of KV blocks: the identity of cached prefixes in pools, tickets and the router's index.
 
-A chain as in vLLM's prefix cache: h_i = SHA-256(h_{i-1} || u32 count || little-endian u32 tokens), so equal hashes mean equal
-whole prefixes. The root is derived from a fixed public seed, the model's identity and the tenant's salt, so independent
-processes agree and no request hits the blocks of another tenant.
+A chain as in vLLM's prefix cache: h_i = SHA-256(h_{i-1} || u32 count || little-endian u32 tokens), so equal hashes mean
+equal whole prefixes. The root is derived from a fixed public seed, the model's identity and the tenant's salt, so
+independent processes agree and no request hits the blocks of another tenant.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -17,15 +18,62 @@ HASH_BYTES = 32
 _SEED = b"baton/kv/1"
 
 
-def root_hash(model_identity: str, cache_salt: str = "") -> bytes:
+class Fingerprint(Protocol):
+    """What `baton.internal.v1.LayoutFingerprint` says of a pool."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def revision(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def codec(self) -> str: ...
+
+    @property
+    def block_size(self) -> int: ...
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def num_kv_heads(self) -> int: ...
+
+    @property
+    def head_dim(self) -> int: ...
+
+    @property
+    def groups(self) -> Iterable[str]: ...
+
+
+def model_identity(fingerprint: Fingerprint) -> str:
+    """The string that `root_hash` takes: equal exactly where KV bytes are interchangeable."""
+    parts = (
+        fingerprint.model,
+        fingerprint.revision,
+        fingerprint.dtype,
+        fingerprint.codec,
+        fingerprint.block_size,
+        fingerprint.num_layers,
+        fingerprint.num_kv_heads,
+        fingerprint.head_dim,
+        *fingerprint.groups,
+    )
+    return "|".join(map(str, parts))
+
+
+def root_hash(identity: str, cache_salt: str = "") -> bytes:
     """The parent of a sequence's first block: 32 bytes.
 
     Args:
-        model_identity: what must be equal for KV bytes to be interchangeable (model, revision, dtype, block size...).
+        identity: of `model_identity`; what must be equal for KV bytes to be interchangeable.
         cache_salt: the tenant's salt; the chain carries it into every block.
     """
     digest = hashlib.sha256(_SEED)
-    for part in (model_identity.encode(), cache_salt.encode()):
+    for part in (identity.encode(), cache_salt.encode()):
         digest.update(struct.pack("<I", len(part)))
         digest.update(part)
     return digest.digest()

@@ -1,7 +1,8 @@
 """Every Prometheus series of Baton, defined once.
 
-A process makes one `CollectorRegistry` and the classes that it needs. What is the same for a whole process (worker, role,
-model) is not a label here: it comes with the scrape target. Base units throughout (seconds, bytes); buckets follow vLLM's where users know them.
+A process makes one `CollectorRegistry` and the classes that it needs. What is the same for a whole process (worker,
+role, model) is not a label here: it comes with the scrape target. Base units throughout (seconds, bytes); buckets
+follow vLLM's where users know them.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ ITL_BUCKETS = (
     40.0, 80.0,
 )  # fmt: skip
 REQUEST_BUCKETS = (
-    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0,
-    7680.0,
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+    1920.0, 7680.0,
 )  # fmt: skip
 STAGE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 TRANSFER_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 5.0)
@@ -83,7 +84,7 @@ class RouterMetrics:
         )
         self.prefill_decisions = Counter(
             "baton_prefill_decisions",
-            "Where prompts were prefilled: remote, local_short, local_no_prefill_worker.",
+            "Where prompts were prefilled: remote, local_short, local_cached, local_no_prefill_worker.",
             ["decision"],
             registry=registry,
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 class FinishReason(enum.IntEnum):
@@ -23,8 +23,8 @@ class SamplingParams:
     """How to choose tokens, every default resolved.
 
     `seed` is always set (the router draws one if the client gave none), so that a replay samples the same tokens.
-    `eos_token_ids` is empty where EOS is ignored. `logprobs` None means none; k means the k most likely beside the sampled.
-    Stop *strings* are the router's and do not appear here.
+    `eos_token_ids` is empty where EOS is ignored. `logprobs` None means none; k means the k most likely beside the
+    sampled. Stop *strings* are the router's and do not appear here.
     """
 
     max_tokens: int
@@ -110,13 +110,26 @@ class RequestSpec:
         """Position (within a choice) of the token that follows `shared_token_ids`."""
         return len(self.delivered[0].token_ids) if self.sampling.n == 1 and self.delivered else 0
 
+    @property
+    def sampled_choices(self) -> list[int]:
+        """Choices whose token after `shared_token_ids` is sampled, because nothing is forced there."""
+        if self.sampling.n == 1:
+            return [0]
+        return [choice for choice in range(self.sampling.n) if not self.forced_tokens(choice)]
+
+    def first_outcomes(self, tokens: Iterable[Token]) -> dict[int, tuple[int, bool]]:
+        """For each choice the token after `shared_token_ids`, sampled (`tokens`) or forced, and whether the choice has
+        ended."""
+        outcomes = {token.choice: (token.token_id, token.finish_reason is not FinishReason.NONE) for token in tokens}
+        if self.sampling.n > 1:
+            for choice, delivered in enumerate(self.delivered):
+                if delivered.token_ids:
+                    outcomes[choice] = (delivered.token_ids[0], delivered.finished)
+        return outcomes
+
     def forced_tokens(self, choice: int) -> tuple[int, ...]:
         """The delivered tokens of a choice; empty on a first try."""
         return self.delivered[choice].token_ids if self.delivered else ()
-
-    def is_finished(self, choice: int) -> bool:
-        """Whether the choice had ended before this attempt began."""
-        return bool(self.delivered) and self.delivered[choice].finished
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -321,3 +321,90 @@ class AbortResponse(google.protobuf.message.Message):
     ) -> None: ...
 
 Global___AbortResponse: typing_extensions.TypeAlias = AbortResponse
+
+@typing.final
+class StreamHello(google.protobuf.message.Message):
+    """The data plane is a bidirectional stream of bytes without a service of its own. The first message from the sender is a
+    StreamHello; all others are frames. Every message from the receiver is a StreamReply; the first one answers the hello.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    SENDER_FIELD_NUMBER: builtins.int
+    SENDER_EPOCH_FIELD_NUMBER: builtins.int
+    RING_NAME_FIELD_NUMBER: builtins.int
+    RING_BYTES_FIELD_NUMBER: builtins.int
+    worker: builtins.str
+    """The receiver incarnation that the sender believes it speaks to."""
+    epoch: builtins.int
+    sender: builtins.str
+    sender_epoch: builtins.int
+    ring_name: builtins.str
+    """A shared-memory file that payloads lie in; empty where payloads follow their headers."""
+    ring_bytes: builtins.int
+    def __init__(
+        self,
+        *,
+        worker: builtins.str = ...,
+        epoch: builtins.int = ...,
+        sender: builtins.str = ...,
+        sender_epoch: builtins.int = ...,
+        ring_name: builtins.str = ...,
+        ring_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "ring_bytes", b"ring_bytes", "ring_name", b"ring_name", "sender", b"sender", "sender_epoch", b"sender_epoch", "worker", b"worker"]) -> None: ...
+
+Global___StreamHello: typing_extensions.TypeAlias = StreamHello
+
+@typing.final
+class FrameRefusal(google.protobuf.message.Message):
+    """A frame that was not written."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RESERVATION_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    reservation: builtins.int
+    status: builtins.str
+    """A gRPC status name."""
+    message: builtins.str
+    def __init__(
+        self,
+        *,
+        reservation: builtins.int = ...,
+        status: builtins.str = ...,
+        message: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["message", b"message", "reservation", b"reservation", "status", b"status"]) -> None: ...
+
+Global___FrameRefusal: typing_extensions.TypeAlias = FrameRefusal
+
+@typing.final
+class StreamReply(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NUM_FRAMES_FIELD_NUMBER: builtins.int
+    REFUSALS_FIELD_NUMBER: builtins.int
+    MAX_PAYLOAD_BYTES_FIELD_NUMBER: builtins.int
+    RING_ERROR_FIELD_NUMBER: builtins.int
+    num_frames: builtins.int
+    """Frames of the stream that the receiver is done with."""
+    max_payload_bytes: builtins.int
+    """First message only: largest payload of a frame, and why the ring cannot be used, if so."""
+    ring_error: builtins.str
+    @property
+    def refusals(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___FrameRefusal]: ...
+    def __init__(
+        self,
+        *,
+        num_frames: builtins.int = ...,
+        refusals: collections.abc.Iterable[Global___FrameRefusal] | None = ...,
+        max_payload_bytes: builtins.int = ...,
+        ring_error: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_payload_bytes", b"max_payload_bytes", "num_frames", b"num_frames", "refusals", b"refusals", "ring_error", b"ring_error"]) -> None: ...
+
+Global___StreamReply: typing_extensions.TypeAlias = StreamReply

@@ -1,0 +1,478 @@
+"""The decode engine loop: reserve, receive or prefill, fork the choices, decode, and give everything back.
+
+    reserve -> RECEIVING --commit--> DECODING -> ENDED        (KV arrives from a prefill worker)
+            -> PREFILLING ---------> DECODING -> ENDED        (this worker computes the prompt itself)
+
+Everything here runs on the engine thread. Whatever way an attempt ends (done, cancelled, preempted, lease or deadline
+over, a failed step), `_release` is the one exit: it frees the blocks, after a copy-in under way has let go of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+
+from baton.config import DecodeConfig
+from baton.errors import (
+    BatonError,
+    CancelledRequestError,
+    DeadlineError,
+    DuplicateRequestError,
+    InternalError,
+    UnavailableError,
+)
+from baton.internal.v1 import transfer_pb2, worker_pb2
+from baton.metrics import SchedulerMetrics
+from baton.requests import AttemptRef, FinishReason, Logprobs, RequestSpec, Token
+from baton.wire import ref_to_wire, token_to_wire
+from decode_worker import scheduler
+from decode_worker.admission import Admission, Refused
+from decode_worker.outbox import Outbox
+from decode_worker.request import DecodeRequest, Phase, TokenSequence
+from engine.batch import BatchItem
+from engine.engine import Engine
+from engine.kv.cache import SequenceBlocks
+from engine.sampling import sample
+from engine.sampling_state import SamplingState
+from kvtransfer.lease import LeaseTable
+from kvtransfer.receiver import Receiver
+from worker.attempts import Tombstones
+from worker.watch import Load, WatchPublisher
+
+logger = logging.getLogger(__name__)
+
+
+class DecodeLoop:
+    """Owns the requests of a decode worker. See the module for who may call what."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        receiver: Receiver,
+        outbox: Outbox,
+        *,
+        config: DecodeConfig,
+        leases: LeaseTable,
+        tombstones: Tombstones,
+        watch: WatchPublisher,
+        metrics: SchedulerMetrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._engine = engine
+        self._cache = engine.cache
+        self._receiver = receiver
+        self._outbox = outbox
+        self._config = config
+        self._leases = leases
+        self._tombstones = tombstones
+        self._watch = watch
+        self._metrics = metrics
+        self._clock = clock
+        self._admission = Admission(engine, config)
+        self._limits = scheduler.Limits(
+            max_seqs=config.max_batch_seqs,
+            prefill_tokens=config.prefill_chunk_tokens,
+            block_size=engine.layout.block_size,
+            num_groups=len(engine.layout.groups),
+        )
+        self._requests: dict[AttemptRef, DecodeRequest] = {}
+        # Ended while a copy-in was under way: their blocks wait for the receiver.
+        self._letting_go: dict[AttemptRef, DecodeRequest] = {}
+        self._num_arrived = 0
+        self._current: list[DecodeRequest] = []
+        self._tokens: list[tuple[AttemptRef, worker_pb2.TokenOut]] = []
+        self._updates: list[tuple[AttemptRef, worker_pb2.RequestUpdate]] = []
+        self._draining = False
+        metrics.kv_blocks.set(self._cache.pool.num_usable)
+        self._publish()
+
+    # Commands
+
+    def reserve(self, spec: RequestSpec, *, local_prefill: bool) -> worker_pb2.ReserveResponse:
+        """Take all blocks that the request's prefix needs, or none.
+
+        Raises:
+            BatonError: the request was cancelled, runs already, or can never fit.
+        """
+        if self._tombstones.take(spec.ref):
+            raise CancelledRequestError(f"request {spec.ref.request_id} was cancelled")
+        if self._draining:
+            raise UnavailableError("the decode worker is draining")
+        for ref in [ref for ref in self._requests if ref.request_id == spec.ref.request_id]:
+            if ref.attempt >= spec.ref.attempt:
+                raise DuplicateRequestError(f"request {ref.request_id}: attempt {ref.attempt} is running")
+            self.cancel(ref)
+        admitted = self._admission.reserve(spec, list(self._requests.values()), local_prefill=local_prefill)
+        if isinstance(admitted, Refused):
+            return worker_pb2.ReserveResponse(
+                refusal=worker_pb2.Refusal(
+                    reason=admitted.reason, needed_blocks=admitted.needed_blocks, free_blocks=self._cache.num_free
+                )
+            )
+        now = self._clock()
+        self._num_arrived += 1
+        shared = admitted.shared
+        shared.view.arrival = self._num_arrived
+        request = DecodeRequest(
+            spec=spec,
+            arrival=self._num_arrived,
+            phase=Phase.PREFILLING if local_prefill else Phase.RECEIVING,
+            shared=shared,
+            tails=admitted.tails,
+            cached_tokens=admitted.cached_tokens,
+            accepted_s=now,
+            deadline_s=None if spec.timeout_s is None else now + spec.timeout_s,
+            num_promised=admitted.num_promised,
+        )
+        self._requests[spec.ref] = request
+        self._leases.grant(spec.ref)
+        self._outbox.open(spec.ref, spec.router_id)
+        self._metrics.prefix_queries.inc(len(shared.token_ids))
+        self._metrics.prefix_hits.inc(admitted.cached_tokens)
+        num_tokens, cached_tokens = len(shared.token_ids), admitted.cached_tokens
+        if local_prefill:
+            ticket = transfer_pb2.Ticket(ref=ref_to_wire(spec.ref), num_tokens=num_tokens, cached_tokens=cached_tokens)
+        else:
+            ticket = self._receiver.reserve(spec.ref, num_tokens, cached_tokens, admitted.lacking)
+        self._publish()
+        return worker_pb2.ReserveResponse(ticket=ticket)
+
+    def commit(self, ref: AttemptRef, first_tokens: Sequence[transfer_pb2.FirstToken]) -> None:
+        """All KV of the prefix has arrived and is verified: fork the choices and start decoding."""
+        request = self._requests.get(ref)
+        if request is None or request.phase is not Phase.RECEIVING:
+            return
+        assert request.shared is not None
+        self._receiver.release(ref)
+        request.shared.view.num_computed = len(request.shared.token_ids)
+        self._fork(request, {first.choice: (first.token_id, first.finished) for first in first_tokens})
+
+    def transfer_aborted(self, ref: AttemptRef, reason: str) -> None:
+        """The sender gave up, or bytes did not verify; the router hears of it from the prefill worker."""
+        request = self._requests.get(ref)
+        if request is not None and request.phase is Phase.RECEIVING:
+            logger.info("request %s attempt %d: transfer aborted: %s", ref.request_id, ref.attempt, reason)
+            self._outbox.forget(ref)
+            self._release(request)
+
+    def released(self, ref: AttemptRef) -> None:
+        """The receiver writes no more for `ref`."""
+        if (request := self._letting_go.pop(ref, None)) is not None:
+            self._free(request)
+
+    def cancel(self, ref: AttemptRef) -> None:
+        """End an attempt, or make sure that it never starts. Idempotent."""
+        self._outbox.forget(ref)
+        request = self._requests.get(ref)
+        if request is None:
+            self._tombstones.add(ref)
+            self._leases.release(ref)
+        else:
+            self._metrics.cancelled.inc()
+            self._release(request)
+            self._leases.release(ref)
+
+    def drain(self) -> None:
+        """Reserve nothing more; what was accepted goes on."""
+        self._draining = True
+        self._publish()
+
+    # The loop
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no attempt holds anything."""
+        return not self._requests and not self._letting_go
+
+    def next_wakeup_s(self) -> float | None:
+        deadlines = [r.deadline_s for r in self._requests.values() if r.deadline_s is not None]
+        if (expiry := self._leases.next_expiry_s) is not None:
+            deadlines.append(expiry)
+        return max(0.0, min(deadlines) - self._clock()) if deadlines else None
+
+    def step(self) -> bool:
+        """Take every running sequence one token further. False when nothing could be computed."""
+        started_s = self._clock()
+        self._sweep(started_s)
+        work = self._plan()
+        if work:
+            self._compute(work)
+            num_tokens = sum(item.num_tokens for item, _, _ in work)
+            num_decodes = sum(item.num_tokens == 1 for item, _, _ in work)
+            self._metrics.step_s.observe(self._clock() - started_s)
+            self._metrics.step_tokens.observe(num_tokens)
+            self._metrics.computed_tokens.labels(kind="decode").inc(num_decodes)
+            self._metrics.computed_tokens.labels(kind="prefill").inc(num_tokens - num_decodes)
+        self._publish()
+        return bool(work)
+
+    def fail(self, error: Exception) -> None:
+        """A step raised: the requests that it was about end, everything else goes on."""
+        for request in self._current:
+            if request.phase is not Phase.ENDED:
+                self._end(request, InternalError(f"decode failed: {type(error).__name__}: {error}"))
+        self._current = []
+        self._publish()
+
+    def _sweep(self, now_s: float) -> None:
+        for ref in self._leases.expired():
+            self._outbox.forget(ref)
+            if (request := self._requests.get(ref)) is not None:
+                self._release(request)
+        for request in list(self._requests.values()):
+            if request.deadline_s is not None and now_s >= request.deadline_s:
+                self._end(request, DeadlineError("the deadline passed during decode"))
+
+    def _plan(self) -> list[tuple[scheduler.Work, DecodeRequest, TokenSequence]]:
+        """Preempt until the most important sequences can go on; then what to compute."""
+        while True:
+            runnable = {
+                sequence.view: (request, sequence)
+                for request in self._requests.values()
+                if request.phase in (Phase.PREFILLING, Phase.DECODING)
+                for sequence in request.runnable
+            }
+            for view, (request, _) in runnable.items():
+                view.paused = self._outbox.num_unacked(view.ref, view.choice) >= request.spec.max_unacked_tokens
+            plan = scheduler.plan_step(runnable, self._cache.num_free, self._limits)
+            if plan.preempt is None:
+                return [(item, *runnable[item.sequence]) for item in plan.work]
+            self._preempt(self._requests[plan.preempt])
+
+    def _preempt(self, request: DecodeRequest) -> None:
+        """Give the request's blocks back.
+
+        The router starts it anew with its tokens forced: through a prefill worker where much is to be recomputed, else
+        here; either way the blocks that stay cached are hits.
+        """
+        self._metrics.preemptions.inc()
+        self._update(request, worker_pb2.REQUEST_STATE_PREEMPTED)
+        self._outbox_flush()
+        self._outbox.close(request.spec.ref)
+        self._release(request)
+
+    # Computing
+
+    def _compute(self, work: Sequence[tuple[scheduler.Work, DecodeRequest, TokenSequence]]) -> None:
+        self._current = [request for _, request, _ in work]
+        items: list[BatchItem] = []
+        for item, request, sequence in work:
+            view = sequence.view
+            end = view.num_computed + item.num_tokens
+            before = self._cache.num_free
+            allocated = self._cache.allocate(sequence.blocks, end)
+            assert allocated, "the scheduler counted blocks that are not free"
+            request.num_promised = max(0, request.num_promised - (before - self._cache.num_free))
+            view.num_blocks = self._engine.layout.num_blocks(end)
+            items.append(
+                BatchItem(
+                    token_ids=sequence.token_ids[view.num_computed : end],
+                    start=view.num_computed,
+                    tables=sequence.blocks.rows(),
+                    num_logits=int(end == view.num_tokens),
+                )
+            )
+        logits = self._engine.runner.execute(items)
+        reached: list[tuple[DecodeRequest, TokenSequence]] = []
+        for item, request, sequence in work:
+            view = sequence.view
+            view.num_computed += item.num_tokens
+            self._cache.register(
+                sequence.blocks, sequence.extend_hashes(self._engine.layout.block_size), view.num_computed
+            )
+            self._cache.free_out_of_window(sequence.blocks, view.num_computed)
+            if not view.num_remaining:
+                reached.append((request, sequence))
+        if reached:
+            self._sample(reached, logits)
+        self._current = []
+
+    def _sample(self, reached: Sequence[tuple[DecodeRequest, TokenSequence]], logits: torch.Tensor) -> None:
+        """Choose the next token of each sequence whose tokens are all computed; row i of the logits belongs to the
+        i-th."""
+        states = [state for _, sequence in reached for state in sequence.states]
+        if len(states) != len(reached):
+            logits = logits[[row for row, (_, sequence) in enumerate(reached) for _ in sequence.states]]
+        result = sample(logits, states)
+        sampled = iter(zip(result.token_ids, result.logprobs, strict=True))
+        for request, sequence in reached:
+            if request.phase is Phase.PREFILLING:
+                self._finish_prefill(request, [(state.choice, *next(sampled)) for state in sequence.states])
+            else:
+                self._advance(request, sequence, *next(sampled))
+
+    def _finish_prefill(self, request: DecodeRequest, sampled: Sequence[tuple[int, int, Logprobs | None]]) -> None:
+        """A local prefill is through: send the first tokens (choice, token, logprobs) and go on as after a commit."""
+        request.prefill_s = self._clock() - request.accepted_s
+        position = request.spec.first_position
+        tokens = [self._emit(request, choice, position, token_id, logprobs) for choice, token_id, logprobs in sampled]
+        self._fork(request, request.spec.first_outcomes(tokens))
+
+    def _fork(self, request: DecodeRequest, firsts: dict[int, tuple[int, bool]]) -> None:
+        """The shared prefix is computed: make a sequence for every choice that goes on.
+
+        All choices share the full blocks; each but the last takes a copy of the partial one.
+        """
+        shared = request.shared
+        assert shared is not None
+        self._cache.register(
+            shared.blocks, shared.extend_hashes(self._engine.layout.block_size), shared.view.num_computed
+        )
+        request.phase = Phase.DECODING
+        request.shared = None
+        request.started_s = self._clock()
+        going = [choice for choice, (_, finished) in sorted(firsts.items()) if not finished]
+        for index, choice in enumerate(going):
+            if index == len(going) - 1:
+                blocks = shared.blocks
+            else:
+                forked = self._cache.fork(
+                    shared.blocks, shared.view.num_computed, tail=request.tails.pop() if request.tails else None
+                )
+                assert forked is not None, "the tails of a request's choices are reserved with it"
+                blocks = forked
+            request.sequences[choice] = self._choice_sequence(request, shared, choice, blocks, firsts[choice][0])
+        self._cache.free_tails(request.tails)
+        request.tails = []
+        if not going:
+            self._cache.free(shared.blocks)
+            self._finish(request)
+
+    def _choice_sequence(
+        self, request: DecodeRequest, shared: TokenSequence, choice: int, blocks: SequenceBlocks, first_token_id: int
+    ) -> TokenSequence:
+        spec = request.spec
+        state = SamplingState(spec.sampling, spec.prompt_token_ids, choice=choice)
+        generated = [*shared.token_ids[len(spec.prompt_token_ids) :], first_token_id]
+        if spec.sampling.n > 1 and spec.forced_tokens(choice):
+            generated = list(spec.forced_tokens(choice))
+        state.extend(generated)
+        token_ids = [*spec.prompt_token_ids, *generated]
+        return TokenSequence(
+            view=scheduler.Sequence(
+                ref=spec.ref,
+                priority=spec.priority,
+                arrival=request.arrival,
+                num_tokens=len(token_ids),
+                num_computed=shared.view.num_computed,
+                num_blocks=self._engine.layout.num_blocks(shared.view.num_computed),
+                choice=choice,
+            ),
+            token_ids=token_ids,
+            blocks=blocks,
+            block_hashes=list(shared.block_hashes),
+            salt_root=shared.salt_root,
+            num_prompt_tokens=len(spec.prompt_token_ids),
+            states=[state],
+        )
+
+    def _advance(
+        self, request: DecodeRequest, sequence: TokenSequence, token_id: int, logprobs: Logprobs | None
+    ) -> None:
+        """A choice has its next token."""
+        if request.first_step_s is None:
+            request.first_step_s = self._clock() - request.started_s
+            self._update(request, worker_pb2.REQUEST_STATE_DECODING)
+        choice = sequence.view.choice
+        token = self._emit(request, choice, sequence.num_generated, token_id, logprobs)
+        if token.finish_reason is FinishReason.NONE:
+            sequence.append(token_id)
+        else:
+            self._cache.free(sequence.blocks)
+            del request.sequences[choice]
+            if not request.sequences:
+                self._finish(request)
+
+    def _emit(
+        self, request: DecodeRequest, choice: int, position: int, token_id: int, logprobs: Logprobs | None
+    ) -> Token:
+        reason = request.spec.sampling.finish_reason(token_id, position + 1)
+        token = Token(request.spec.ref, choice, position, token_id, logprobs, reason)
+        self._tokens.append((request.spec.ref, token_to_wire(token)))
+        return token
+
+    # Ends
+
+    def _finish(self, request: DecodeRequest) -> None:
+        self._update(request, worker_pb2.REQUEST_STATE_FINISHED)
+        self._outbox_flush()
+        self._outbox.close(request.spec.ref)
+        self._release(request)
+
+    def _end(self, request: DecodeRequest, error: BatonError) -> None:
+        """End an attempt with an error that its router hears of."""
+        self._update(request, worker_pb2.REQUEST_STATE_FAILED, error)
+        self._outbox_flush()
+        self._outbox.close(request.spec.ref)
+        self._release(request)
+
+    def _release(self, request: DecodeRequest) -> None:
+        """The one exit: the attempt's blocks are freed, once no copy-in writes them.
+
+        The lease goes on covering what the router has not acknowledged.
+        """
+        ref = request.spec.ref
+        receiving = request.phase is Phase.RECEIVING
+        request.phase = Phase.ENDED
+        del self._requests[ref]
+        if receiving:
+            self._letting_go[ref] = request
+            self._receiver.release(ref)
+        else:
+            self._free(request)
+
+    def _free(self, request: DecodeRequest) -> None:
+        if request.shared is not None:
+            self._cache.free(request.shared.blocks)
+            request.shared = None
+        for sequence in request.sequences.values():
+            self._cache.free(sequence.blocks)
+        request.sequences.clear()
+        self._cache.free_tails(request.tails)
+        request.tails = []
+        self._publish()
+
+    # What routers hear
+
+    def _update(
+        self, request: DecodeRequest, state: worker_pb2.RequestState.ValueType, error: BatonError | None = None
+    ) -> None:
+        update = worker_pb2.RequestUpdate(ref=ref_to_wire(request.spec.ref), state=state)
+        if error is not None:
+            update.status, update.message = error.status, error.message
+        if request.started_s:
+            update.first_decode_step_s = request.first_step_s or 0.0
+            update.local_prefill_s = request.prefill_s
+            update.cached_tokens = request.cached_tokens
+            update.decode_s = self._clock() - request.started_s
+        self._updates.append((request.spec.ref, update))
+
+    def _outbox_flush(self) -> None:
+        tokens, self._tokens = self._tokens, []
+        updates, self._updates = self._updates, []
+        self._outbox.publish(tokens, updates)
+
+    def _publish(self) -> None:
+        """One message a step to each router, and the worker's load to all that watch it."""
+        if self._tokens or self._updates:
+            self._outbox_flush()
+        stored, removed = self._cache.pool.take_events()
+        decoding = sum(len(r.sequences) for r in self._requests.values())
+        waiting = sum(r.phase is not Phase.DECODING for r in self._requests.values())
+        self._metrics.running.set(decoding)
+        self._metrics.waiting.set(waiting)
+        self._metrics.kv_usage.set(self._cache.usage)
+        promised = sum(request.num_promised for request in self._requests.values())
+        self._watch.update(
+            Load(
+                running=decoding,
+                waiting=waiting,
+                free_blocks=max(0, self._cache.num_free - promised),
+                total_blocks=self._cache.pool.num_usable,
+                draining=self._draining,
+            ),
+            stored,
+            removed,
+        )

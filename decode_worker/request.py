@@ -1,0 +1,98 @@
+"""One attempt at one request, as the decode loop holds it, and the sequences of its choices."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+from baton.hashing import extend_chain
+from baton.requests import RequestSpec
+from decode_worker.scheduler import Sequence
+from engine.kv.block_pool import Block
+from engine.kv.cache import SequenceBlocks
+from engine.sampling_state import SamplingState
+
+
+class Phase(enum.Enum):
+    """RECEIVING and PREFILLING lead to DECODING; ENDED may still wait for a copy-in to let go."""
+
+    RECEIVING = enum.auto()
+    PREFILLING = enum.auto()
+    DECODING = enum.auto()
+    ENDED = enum.auto()
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class TokenSequence:
+    """Tokens with their blocks: the shared prefix while it is prefilled here, then one for each choice.
+
+    Attributes:
+        view: what the scheduler sees.
+        token_ids: all tokens known so far, the prompt's first.
+        block_hashes: hashes of the leading full blocks, as far as they were needed.
+        num_prompt_tokens: where the generated tokens begin.
+        states: how to sample what follows: one entry, or for a shared prefix one for each choice to be sampled.
+    """
+
+    view: Sequence
+    token_ids: list[int]
+    blocks: SequenceBlocks
+    block_hashes: list[bytes]
+    salt_root: bytes
+    num_prompt_tokens: int
+    states: list[SamplingState]
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    def append(self, token_id: int) -> None:
+        """A token was chosen for this choice; it will be computed by the next step."""
+        self.token_ids.append(token_id)
+        self.states[0].append(token_id)
+        self.view.num_tokens += 1
+
+    def extend_hashes(self, block_size: int) -> list[bytes]:
+        """The hashes of all full blocks that are computed."""
+        num_full = self.view.num_computed // block_size
+        if num_full > len(self.block_hashes):
+            start = len(self.block_hashes)
+            parent = self.block_hashes[-1] if start else self.salt_root
+            self.block_hashes += extend_chain(
+                parent, self.token_ids[start * block_size : num_full * block_size], block_size
+            )
+        return self.block_hashes
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class DecodeRequest:
+    """One attempt: its reservation, then its running sequences.
+
+    Attributes:
+        shared: the prefix of all choices, until they are forked from it.
+        tails: one copy of the partial last block, reserved for each choice but the first.
+        sequences: the running choices.
+        num_promised: blocks that a local prefill counted on and has not allocated yet.
+    """
+
+    spec: RequestSpec
+    arrival: int
+    phase: Phase
+    shared: TokenSequence | None
+    tails: list[list[Block]]
+    cached_tokens: int
+    accepted_s: float
+    deadline_s: float | None
+    num_promised: int = 0
+    sequences: dict[int, TokenSequence] = dataclasses.field(default_factory=dict)
+    prefill_s: float = 0.0
+    started_s: float = 0.0
+    first_step_s: float | None = None
+
+    @property
+    def runnable(self) -> list[TokenSequence]:
+        """What the scheduler may compute."""
+        if self.phase is Phase.PREFILLING:
+            assert self.shared is not None
+            return [self.shared]
+        return list(self.sequences.values())

@@ -1,0 +1,120 @@
+"""What the next decode step computes: pure decisions, no torch, clock or I/O.
+
+Continuous batching (Orca, Yu et al., OSDI 2022): every step takes each running sequence one token further, then spends
+a small budget on prompts that this worker prefills itself, so that a prompt never holds a stream up for longer than one
+small chunk. A sequence that lacks a block for its next token makes the scheduler ask for a preemption: the request with
+the lowest priority, the newest first. The oldest is therefore never preempted, and since any single request fits the
+pool alone, it ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from baton.requests import AttemptRef
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Sequence:
+    """What the scheduler knows of one sequence of tokens; the loop keeps it current.
+
+    Attributes:
+        arrival: order of arrival of the request.
+        num_tokens: tokens known so far; when all are computed the next one is sampled.
+        num_computed: leading tokens whose KV is in the pool.
+        num_blocks: logical blocks (per group) that are allocated.
+        paused: too many of its tokens are unacknowledged.
+    """
+
+    ref: AttemptRef
+    priority: int
+    arrival: int
+    num_tokens: int
+    num_computed: int
+    num_blocks: int
+    choice: int = 0
+    paused: bool = False
+
+    @property
+    def num_remaining(self) -> int:
+        return self.num_tokens - self.num_computed
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Sorts the most important first."""
+        return (self.priority, self.arrival, self.choice)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Work:
+    """Compute the next `num_tokens` tokens of a sequence."""
+
+    sequence: Sequence
+    num_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """One step's work, or the request to preempt before planning again (then `work` is empty)."""
+
+    work: tuple[Work, ...] = ()
+    preempt: AttemptRef | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a step.
+
+    Attributes:
+        max_seqs: decodes in one step.
+        prefill_tokens: tokens of local prefill in one step.
+    """
+
+    max_seqs: int
+    prefill_tokens: int
+    block_size: int
+    num_groups: int
+
+
+def plan_step(sequences: Iterable[Sequence], free_blocks: int, limits: Limits) -> Plan:
+    """Decodes first, then chunks of local prefill with what remains of the blocks and of the budget."""
+    ordered = sorted(sequences, key=lambda sequence: sequence.order)
+    work: list[Work] = []
+    for sequence in ordered:
+        if sequence.num_remaining != 1 or sequence.paused or len(work) == limits.max_seqs:
+            continue
+        needed = _new_blocks(sequence, 1, limits)
+        if needed <= free_blocks:
+            free_blocks -= needed
+            work.append(Work(sequence, 1))
+        elif (victim := _victim(ordered)) is not None:
+            return Plan(preempt=victim)
+    budget = limits.prefill_tokens
+    for sequence in ordered:
+        if sequence.num_remaining <= 1 or budget == 0:
+            continue
+        num_tokens = _fitting_chunk(sequence, min(sequence.num_remaining, budget), free_blocks, limits)
+        if num_tokens:
+            free_blocks -= _new_blocks(sequence, num_tokens, limits)
+            budget -= num_tokens
+            work.append(Work(sequence, num_tokens))
+        elif not work and (victim := _victim(ordered)) is not None:
+            return Plan(preempt=victim)
+    return Plan(tuple(work))
+
+
+def _new_blocks(sequence: Sequence, num_tokens: int, limits: Limits) -> int:
+    blocks = -(-(sequence.num_computed + num_tokens) // limits.block_size)
+    return limits.num_groups * max(0, blocks - sequence.num_blocks)
+
+
+def _fitting_chunk(sequence: Sequence, num_tokens: int, free_blocks: int, limits: Limits) -> int:
+    """At most `num_tokens`, shortened to what the free blocks hold."""
+    room = (sequence.num_blocks + free_blocks // limits.num_groups) * limits.block_size - sequence.num_computed
+    return max(0, min(num_tokens, room))
+
+
+def _victim(ordered: list[Sequence]) -> AttemptRef | None:
+    """The least important request, unless it is the only one: then it waits for blocks that reservations hold."""
+    return ordered[-1].ref if ordered[-1].ref != ordered[0].ref else None

@@ -1,0 +1,110 @@
+"""The decode worker's gRPC service: reservations, and one multiplexed stream of tokens to each router."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import grpc
+
+from baton.errors import BatonError, InvalidRequestError, StaleAttemptError
+from baton.internal.v1 import worker_pb2, worker_pb2_grpc
+from baton.wire import ref_from_wire, ref_to_wire, spec_from_wire
+from decode_worker.loop import DecodeLoop
+from decode_worker.outbox import Outbox
+from kvtransfer.lease import LeaseTable
+from worker.engine_thread import EngineThread
+from worker.host import abort
+from worker.watch import WatchPublisher
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class DecodeService(worker_pb2_grpc.DecodeWorkerServicer):
+    """Speaks for one `DecodeLoop`. Handlers run on the event loop; what they ask for runs on the engine thread."""
+
+    def __init__(
+        self,
+        loop: DecodeLoop,
+        thread: EngineThread,
+        outbox: Outbox,
+        *,
+        epoch: int,
+        leases: LeaseTable,
+        watch: WatchPublisher,
+    ) -> None:
+        self._loop = loop
+        self._thread = thread
+        self._outbox = outbox
+        self._epoch = epoch
+        self._leases = leases
+        self._watch = watch
+
+    async def Reserve(  # noqa: N802
+        self, request: worker_pb2.ReserveRequest, context: Context
+    ) -> worker_pb2.ReserveResponse:
+        spec = spec_from_wire(request.spec)
+        call = self._thread.call(lambda: self._loop.reserve(spec, local_prefill=request.local_prefill))
+        try:
+            return await asyncio.wrap_future(call)
+        except BatonError as error:
+            await abort(context, error)
+            raise
+        except asyncio.CancelledError:
+            # The router is gone or gave up; what the engine thread may still reserve must not outlive the call.
+            self._thread.post(lambda: self._loop.cancel(spec.ref))
+            raise
+
+    async def Attach(  # noqa: N802
+        self, request_iterator: AsyncIterator[worker_pb2.AttachRequest], context: Context
+    ) -> AsyncIterator[worker_pb2.StepOutput]:
+        first = await anext(request_iterator, None)
+        if first is None or not first.HasField("hello"):
+            await abort(context, InvalidRequestError("hello", "must come first"))
+            return
+        hello = first.hello
+        if hello.epoch != self._epoch:
+            await abort(context, StaleAttemptError(f"this worker's epoch is {self._epoch}, not {hello.epoch}"))
+        outputs = self._outbox.attach(hello.router_id, hello.cursors)
+        reader = asyncio.create_task(self._read(request_iterator))
+        try:
+            async for output in outputs:
+                yield output
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+            await outputs.aclose()
+
+    async def _read(self, requests: AsyncIterator[worker_pb2.AttachRequest]) -> None:
+        async for request in requests:
+            if request.acks:
+                done = self._outbox.acknowledge(request.acks)
+                for ref in done:
+                    self._leases.release(ref)
+                # A paused sequence may go on.
+                self._thread.post(lambda: None)
+            self._cancel(request.cancels)
+
+    async def Cancel(  # noqa: N802
+        self, request: worker_pb2.CancelRequest, context: Context
+    ) -> worker_pb2.CancelResponse:
+        self._cancel(request.refs)
+        return worker_pb2.CancelResponse()
+
+    def _cancel(self, refs: Any) -> None:
+        for ref in map(ref_from_wire, refs):
+            self._thread.post(partial(self._loop.cancel, ref))
+
+    async def RenewLeases(  # noqa: N802
+        self, request: worker_pb2.RenewLeasesRequest, context: Context
+    ) -> worker_pb2.RenewLeasesResponse:
+        unknown = self._leases.renew([ref_from_wire(ref) for ref in request.refs])
+        return worker_pb2.RenewLeasesResponse(unknown=map(ref_to_wire, unknown))
+
+    async def Watch(  # noqa: N802
+        self, request: worker_pb2.WatchRequest, context: Context
+    ) -> AsyncIterator[worker_pb2.WorkerState]:
+        async for state in self._watch.watch():
+            yield state

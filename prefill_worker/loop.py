@@ -1,0 +1,421 @@
+"""The prefill engine loop: admit, compute chunks, push pages while later layers are computed, sample first tokens.
+
+    submit -> waiting -> admitted (holds its blocks, push open) -> computed (first tokens sent) -> pushed -> freed
+
+Everything here runs on the engine thread; `submit`, `cancel` and the push's end are posted to it. An attempt's blocks
+are freed when no sender thread reads them any more, whichever way it ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+import torch
+
+from baton.config import PrefillConfig
+from baton.errors import (
+    BatonError,
+    CancelledRequestError,
+    DeadlineError,
+    InternalError,
+    InvalidRequestError,
+    UnavailableError,
+)
+from baton.internal.v1 import transfer_pb2, worker_pb2
+from baton.metrics import SchedulerMetrics
+from baton.requests import AttemptRef, RequestSpec, Token
+from baton.wire import token_to_wire
+from engine.batch import BatchItem
+from engine.engine import Engine
+from engine.kv.cache import SequenceBlocks
+from engine.sampling import sample
+from engine.sampling_state import SamplingState, states_after_prefix
+from kvtransfer.lease import LeaseTable
+from kvtransfer.push import Push
+from kvtransfer.sender import Sender
+from prefill_worker import scheduler
+from prefill_worker.scheduler import Chunk, Prompt
+from worker.attempts import Tombstones
+from worker.watch import Load, WatchPublisher
+
+logger = logging.getLogger(__name__)
+
+# Takes an attempt's events in order; a BatonError or PrefillDone is the last.
+EventSink = Callable[[worker_pb2.PrefillEvent | BatonError], None]
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class PrefillRequest:
+    """One attempt at one prompt, from submission until its blocks are free."""
+
+    spec: RequestSpec
+    ticket: transfer_pb2.Ticket
+    emit: EventSink
+    token_ids: tuple[int, ...]
+    block_hashes: list[bytes]
+    prompt: Prompt
+    deadline_s: float | None
+    blocks: SequenceBlocks | None = None
+    push: Push | None = None
+    computed_s: float = 0.0
+    ended: bool = False
+
+    def end(self, outcome: worker_pb2.PrefillEvent | BatonError) -> None:
+        """Tell the router how the attempt ended; only the first outcome counts."""
+        if not self.ended:
+            self.ended = True
+            self.emit(outcome)
+
+
+class PrefillLoop:
+    """Owns the requests of a prefill worker. See the module for who may call what."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        sender: Sender,
+        *,
+        config: PrefillConfig,
+        leases: LeaseTable,
+        tombstones: Tombstones,
+        watch: WatchPublisher,
+        metrics: SchedulerMetrics,
+        post: Callable[[Callable[[], None]], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._engine = engine
+        self._cache = engine.cache
+        self._layout = engine.layout
+        self._sender = sender
+        self._config = config
+        self._leases = leases
+        self._tombstones = tombstones
+        self._watch = watch
+        self._metrics = metrics
+        self._post = post
+        self._clock = clock
+        self._requests: dict[AttemptRef, PrefillRequest] = {}
+        # Hashes of blocks that an admitted prompt is about to compute, with how many prompts promise each.
+        self._promised: dict[bytes, int] = {}
+        self._current: list[PrefillRequest] = []
+        self._draining = False
+        metrics.kv_blocks.set(self._cache.pool.num_usable)
+        self._publish()
+
+    # Commands
+
+    def submit(self, spec: RequestSpec, ticket: transfer_pb2.Ticket, emit: EventSink) -> None:
+        """Take a prompt; its events go to `emit`, on this thread."""
+        if self._tombstones.take(spec.ref):
+            emit(CancelledRequestError(f"request {spec.ref.request_id} was cancelled"))
+            return
+        if self._draining:
+            emit(UnavailableError("the prefill worker is draining"))
+            return
+        token_ids = spec.shared_token_ids
+        if len(token_ids) > self._engine.max_sequence_tokens:
+            limit = self._engine.max_sequence_tokens
+            emit(InvalidRequestError("prompt", f"{len(token_ids)} tokens do not fit the prefill worker's {limit}"))
+            return
+        now = self._clock()
+        request = PrefillRequest(
+            spec=spec,
+            ticket=ticket,
+            emit=emit,
+            token_ids=token_ids,
+            block_hashes=self._engine.prefix_hashes(spec),
+            prompt=Prompt(spec.ref, spec.priority, now, num_tokens=len(token_ids)),
+            deadline_s=None if spec.timeout_s is None else now + spec.timeout_s,
+        )
+        self._requests[spec.ref] = request
+        self._leases.grant(spec.ref)
+        self._metrics.prefix_queries.inc(len(token_ids))
+
+    def cancel(self, ref: AttemptRef) -> None:
+        """End an attempt, or make sure that it never starts. Idempotent."""
+        request = self._requests.get(ref)
+        if request is None:
+            self._tombstones.add(ref)
+        elif not request.ended:
+            self._metrics.cancelled.inc()
+            self._drop(request, CancelledRequestError(f"request {ref.request_id} was cancelled"))
+
+    def drain(self) -> None:
+        """Take nothing more; what was accepted goes on."""
+        self._draining = True
+        self._publish()
+
+    # The loop
+
+    @property
+    def requests(self) -> Collection[PrefillRequest]:
+        """All attempts that hold something."""
+        return self._requests.values()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no attempt holds anything."""
+        return not self._requests
+
+    def next_wakeup_s(self) -> float | None:
+        deadlines = [r.deadline_s for r in self._requests.values() if r.deadline_s is not None]
+        if (expiry := self._leases.next_expiry_s) is not None:
+            deadlines.append(expiry)
+        return max(0.0, min(deadlines) - self._clock()) if deadlines else None
+
+    def step(self) -> bool:
+        """Admit, compute one batch and send what it made. False when there was nothing to compute."""
+        started_s = self._clock()
+        self._sweep(started_s)
+        ordered = scheduler.in_order(
+            (r.prompt for r in self._requests.values() if not r.ended and r.prompt.num_remaining),
+            now_s=started_s,
+            ageing_s=self._config.ageing_s,
+        )
+        self._admit(ordered)
+        chunks = scheduler.plan_chunks(
+            ordered, max_tokens=self._config.max_batch_tokens, max_requests=self._config.max_batch_requests
+        )
+        if chunks:
+            self._current = [self._requests[chunk.prompt.ref] for chunk in chunks]
+            self._compute(chunks)
+            self._current = []
+            num_tokens = sum(chunk.num_tokens for chunk in chunks)
+            self._metrics.step_s.observe(self._clock() - started_s)
+            self._metrics.step_tokens.observe(num_tokens)
+            self._metrics.computed_tokens.labels(kind="prefill").inc(num_tokens)
+        self._publish()
+        return bool(chunks)
+
+    def fail(self, error: Exception) -> None:
+        """A step raised: its prompts end, everything else goes on."""
+        for request in self._current:
+            self._drop(request, InternalError(f"prefill failed: {type(error).__name__}: {error}"))
+        self._current = []
+
+    def _sweep(self, now_s: float) -> None:
+        for ref in self._leases.expired():
+            if (request := self._requests.get(ref)) is not None:
+                self._drop(request, DeadlineError("the router stopped renewing the lease"))
+        for request in list(self._requests.values()):
+            if request.deadline_s is not None and now_s >= request.deadline_s and not request.ended:
+                self._drop(request, DeadlineError("the deadline passed during prefill"))
+
+    # Admission
+
+    def _admit(self, ordered: Sequence[Prompt]) -> None:
+        admitted = scheduler.admit(
+            ordered,
+            free_blocks=self._cache.num_free,
+            max_requests=self._config.max_batch_requests,
+            blocks_needed=self._blocks_needed,
+        )
+        for prompt in admitted:
+            if not self._begin(self._requests[prompt.ref]):
+                break
+
+    def _blocks_needed(self, prompt: Prompt) -> int | None:
+        request = self._requests[prompt.ref]
+        hit = self._cache.match(request.block_hashes, prompt.num_tokens - 1)
+        next_block = hit.num_tokens // self._layout.block_size
+        if next_block < len(request.block_hashes) and request.block_hashes[next_block] in self._promised:
+            return None
+        return self._cache.blocks_needed(prompt.num_tokens, hit, chunk_tokens=self._config.max_batch_tokens)
+
+    def _begin(self, request: PrefillRequest) -> bool:
+        """Take the request's blocks and open its push; False where an earlier admission evicted what it counted on."""
+        prompt = request.prompt
+        hit = self._cache.match(request.block_hashes, prompt.num_tokens - 1)
+        needed = self._cache.blocks_needed(prompt.num_tokens, hit, chunk_tokens=self._config.max_batch_tokens)
+        next_block = hit.num_tokens // self._layout.block_size
+        if needed > self._cache.num_free or self._promised.keys() & request.block_hashes[next_block : next_block + 1]:
+            return False
+        try:
+            request.push = self._sender.open(
+                request.ticket, lambda _push, error: self._post(lambda: self._pushed(request, error))
+            )
+        except BatonError as error:
+            request.end(error)
+            self._forget(request)
+            return True
+        request.blocks = self._cache.begin(hit)
+        prompt.num_computed = hit.num_tokens
+        prompt.admitted = True
+        for block_hash in request.block_hashes[next_block:]:
+            self._promised[block_hash] = self._promised.get(block_hash, 0) + 1
+        self._metrics.prefix_hits.inc(hit.num_tokens)
+        request.emit(worker_pb2.PrefillEvent(started=worker_pb2.PrefillStarted(cached_tokens=hit.num_tokens)))
+        self._send_pages(request, 0, next_block, self._layout_slots())
+        return True
+
+    # Computing
+
+    def _compute(self, chunks: Sequence[Chunk]) -> None:
+        items: list[BatchItem] = []
+        for chunk, request in zip(chunks, self._current, strict=True):
+            assert request.blocks is not None
+            start, end = chunk.prompt.num_computed, chunk.prompt.num_computed + chunk.num_tokens
+            # Admission counted these blocks, so they are there.
+            allocated = self._cache.allocate(request.blocks, end)
+            assert allocated, "an admitted prompt found no block"
+            items.append(
+                BatchItem(
+                    token_ids=request.token_ids[start:end],
+                    start=start,
+                    tables=request.blocks.rows(),
+                    num_logits=int(end == chunk.prompt.num_tokens),
+                )
+            )
+        logits = self._engine.runner.execute(items, on_layer=lambda layer: self._layer_done(layer, chunks))
+        finishing: list[PrefillRequest] = []
+        for chunk, request in zip(chunks, self._current, strict=True):
+            if request.blocks is None:
+                continue
+            self._keep_promises(request, chunk.num_tokens)
+            chunk.prompt.num_computed += chunk.num_tokens
+            self._cache.register(request.blocks, request.block_hashes, chunk.prompt.num_computed)
+            self._cache.free_out_of_window(request.blocks, chunk.prompt.num_computed)
+            if not chunk.prompt.num_remaining:
+                finishing.append(request)
+        if finishing:
+            self._finish(finishing, logits)
+
+    def _layer_done(self, layer: int, chunks: Sequence[Chunk]) -> None:
+        """A layer's KV of this step is final: push its whole blocks, and the partial last block of a prompt that ends
+        here."""
+        location = self._layout.location(layer)
+        for chunk, request in zip(chunks, self._current, strict=True):
+            start, end = chunk.prompt.num_computed, chunk.prompt.num_computed + chunk.num_tokens
+            last = self._layout.num_blocks(end) if end == chunk.prompt.num_tokens else end // self._layout.block_size
+            self._send_pages(request, start // self._layout.block_size, last, [location])
+
+    def _layout_slots(self) -> list[tuple[int, int]]:
+        return [self._layout.location(layer) for layer in range(self._layout.num_layers)]
+
+    def _send_pages(self, request: PrefillRequest, first: int, last: int, locations: Iterable[tuple[int, int]]) -> None:
+        """Push the pages of logical blocks [first, last) at each (group, slot); the sender drops what nobody wants."""
+        assert request.push is not None
+        assert request.blocks is not None
+        if first < last:
+            rows = request.blocks.rows()
+            for group, slot in locations:
+                request.push.send(group, slot, first, rows[group][first:last].tolist())
+
+    def _finish(self, finishing: Sequence[PrefillRequest], logits: torch.Tensor) -> None:
+        """Sample the first tokens of every choice, tell the router, and commit the push."""
+        states: list[SamplingState] = []
+        rows: list[int] = []
+        for row, request in enumerate(finishing):
+            of_request = states_after_prefix(request.spec)
+            states += of_request
+            rows += [row] * len(of_request)
+        result = sample(logits[rows], states)
+        sampled = iter(zip(result.token_ids, result.logprobs, strict=True))
+        for request in finishing:
+            spec = request.spec
+            tokens = []
+            for choice in spec.sampled_choices:
+                token_id, logprobs = next(sampled)
+                tokens.append(
+                    Token(
+                        ref=spec.ref,
+                        choice=choice,
+                        position=spec.first_position,
+                        token_id=token_id,
+                        logprobs=logprobs,
+                        finish_reason=spec.sampling.finish_reason(token_id, spec.first_position + 1),
+                    )
+                )
+            self._first_tokens(request, tokens)
+
+    def _first_tokens(self, request: PrefillRequest, tokens: Sequence[Token]) -> None:
+        request.computed_s = self._clock()
+        request.emit(
+            worker_pb2.PrefillEvent(
+                first_tokens=worker_pb2.PrefillFirstTokens(
+                    tokens=[token_to_wire(token) for token in tokens],
+                    prefill_s=request.computed_s - request.prompt.arrived_s,
+                )
+            )
+        )
+        firsts = request.spec.first_outcomes(tokens)
+        assert request.push is not None
+        if all(finished for _, finished in firsts.values()):
+            request.push.abort("every choice ended with its first token")
+            request.end(worker_pb2.PrefillEvent(done=worker_pb2.PrefillDone(committed=False)))
+        else:
+            request.push.commit(
+                [
+                    transfer_pb2.FirstToken(choice=choice, token_id=token_id, finished=finished)
+                    for choice, (token_id, finished) in sorted(firsts.items())
+                ]
+            )
+
+    # Ends
+
+    def _pushed(self, request: PrefillRequest, error: BatonError | None) -> None:
+        """No thread reads the request's blocks any more."""
+        assert request.push is not None
+        if error is not None:
+            request.end(error)
+        else:
+            request.end(
+                worker_pb2.PrefillEvent(
+                    done=worker_pb2.PrefillDone(
+                        committed=True,
+                        transfer_s=self._clock() - request.computed_s,
+                        bytes=request.push.bytes_sent,
+                        transport=request.push.transport,
+                    )
+                )
+            )
+        self._forget(request)
+
+    def _drop(self, request: PrefillRequest, error: BatonError) -> None:
+        """End an attempt early; its blocks follow once its push lets go of them."""
+        request.end(error)
+        if request.push is None:
+            self._forget(request)
+        else:
+            request.push.abort(error.message)
+
+    def _forget(self, request: PrefillRequest) -> None:
+        del self._requests[request.spec.ref]
+        self._leases.release(request.spec.ref)
+        if request.blocks is not None:
+            self._keep_promises(request, request.prompt.num_remaining)
+            self._cache.free(request.blocks)
+            request.blocks = None
+
+    def _keep_promises(self, request: PrefillRequest, num_tokens: int) -> None:
+        """The next `num_tokens` tokens are computed, or never will be: their blocks are promised no longer."""
+        start = request.prompt.num_computed // self._layout.block_size
+        end = (request.prompt.num_computed + num_tokens) // self._layout.block_size
+        for block_hash in request.block_hashes[start:end]:
+            if self._promised[block_hash] == 1:
+                del self._promised[block_hash]
+            else:
+                self._promised[block_hash] -= 1
+
+    def _publish(self) -> None:
+        prompts = [request.prompt for request in self._requests.values() if not request.ended]
+        running = sum(prompt.admitted for prompt in prompts)
+        stored, removed = self._cache.pool.take_events()
+        self._metrics.running.set(running)
+        self._metrics.waiting.set(len(prompts) - running)
+        self._metrics.kv_usage.set(self._cache.usage)
+        self._watch.update(
+            Load(
+                running=running,
+                waiting=len(prompts) - running,
+                free_blocks=self._cache.num_free,
+                total_blocks=self._cache.pool.num_usable,
+                queued_tokens=sum(prompt.num_remaining for prompt in prompts),
+                token_credit=self._config.token_credit,
+                draining=self._draining,
+            ),
+            stored,
+            removed,
+        )

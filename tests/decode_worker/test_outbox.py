@@ -1,0 +1,128 @@
+"""Tokens on their way to routers: sent once, kept until acknowledged, resent from cursors."""
+
+from __future__ import annotations
+
+import asyncio
+
+from baton.internal.v1 import worker_pb2
+from baton.requests import AttemptRef, Token
+from baton.wire import ref_to_wire, token_to_wire
+from decode_worker.outbox import Outbox
+
+REF = AttemptRef("r", 1)
+
+
+def publish(outbox: Outbox, *positions: int, ref: AttemptRef = REF) -> None:
+    tokens = [(ref, token_to_wire(Token(ref, 0, position, 100 + position))) for position in positions]
+    outbox.publish(tokens, [])
+
+
+def finish(outbox: Outbox, ref: AttemptRef = REF) -> None:
+    update = worker_pb2.RequestUpdate(ref=ref_to_wire(ref), state=worker_pb2.REQUEST_STATE_FINISHED)
+    outbox.publish([], [(ref, update)])
+    outbox.close(ref)
+
+
+def cursor(position: int, ref: AttemptRef = REF) -> worker_pb2.Cursor:
+    return worker_pb2.Cursor(ref=ref_to_wire(ref), choice=0, position=position)
+
+
+def positions(output: worker_pb2.StepOutput) -> list[int]:
+    return [token.position for token in output.tokens]
+
+
+async def test_the_first_message_is_empty_and_then_each_step_is_one_message() -> None:
+    outbox = Outbox()
+    outbox.open(REF, "router")
+    stream = outbox.attach("router", [])
+    assert positions(await anext(stream)) == []
+    publish(outbox, 0)
+    assert positions(await anext(stream)) == [0]
+    publish(outbox, 1)
+    assert positions(await anext(stream)) == [1]
+    await stream.aclose()
+
+
+async def test_a_router_that_is_busy_gets_several_steps_in_one_message() -> None:
+    outbox = Outbox()
+    outbox.open(REF, "router")
+    stream = outbox.attach("router", [])
+    await anext(stream)
+    publish(outbox, 0)
+    publish(outbox, 1, 2)
+    assert positions(await anext(stream)) == [0, 1, 2]
+    await stream.aclose()
+
+
+async def test_reattaching_resumes_from_the_cursors_without_loss_or_duplicate() -> None:
+    outbox = Outbox()
+    outbox.open(REF, "router")
+    stream = outbox.attach("router", [])
+    await anext(stream)
+    publish(outbox, 0, 1, 2)
+    await anext(stream)
+    await stream.aclose()
+    publish(outbox, 3)
+    again = outbox.attach("router", [cursor(2)])
+    assert positions(await anext(again)) == [2, 3]
+    publish(outbox, 4)
+    assert positions(await anext(again)) == [4]
+    await again.aclose()
+
+
+async def test_a_second_stream_of_a_router_ends_the_first() -> None:
+    outbox = Outbox()
+    first = outbox.attach("router", [])
+    await anext(first)
+    second = outbox.attach("router", [])
+    await anext(second)
+    assert [output async for output in first] == []
+    await second.aclose()
+
+
+async def test_routers_hear_only_of_their_own_requests() -> None:
+    outbox = Outbox()
+    other = AttemptRef("other", 1)
+    outbox.open(REF, "router-a")
+    outbox.open(other, "router-b")
+    stream = outbox.attach("router-a", [])
+    await anext(stream)
+    publish(outbox, 0, ref=other)
+    publish(outbox, 0)
+    output = await anext(stream)
+    assert [token.ref.request_id for token in output.tokens] == ["r"]
+    await stream.aclose()
+
+
+async def test_what_is_acknowledged_is_dropped_and_an_ended_attempt_goes_with_its_last_token() -> None:
+    outbox = Outbox()
+    outbox.open(REF, "router")
+    publish(outbox, 0, 1, 2)
+    assert outbox.num_unacked(REF, 0) == 3
+    assert outbox.acknowledge([cursor(2)]) == []
+    assert outbox.num_unacked(REF, 0) == 1
+    finish(outbox)
+    assert outbox.acknowledge([cursor(3)]) == [REF]
+    assert outbox.num_records == 0
+
+
+async def test_nothing_is_kept_of_a_forgotten_attempt() -> None:
+    outbox = Outbox()
+    outbox.open(REF, "router")
+    publish(outbox, 0)
+    outbox.forget(REF)
+    publish(outbox, 1)
+    assert outbox.num_records == 0
+    stream = outbox.attach("router", [])
+    assert positions(await anext(stream)) == []
+    await stream.aclose()
+
+
+async def test_publishing_from_another_thread_wakes_the_stream() -> None:
+    outbox = Outbox()
+    outbox.open(REF, "router")
+    stream = outbox.attach("router", [])
+    await anext(stream)
+    _, output = await asyncio.gather(asyncio.to_thread(publish, outbox, 0), anext(stream))
+    assert positions(output) == [0]
+    await stream.aclose()

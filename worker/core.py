@@ -1,0 +1,92 @@
+"""What a worker of either role is made of: engine, thread, leases, metrics and host. The role's actor adds its loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+
+import grpc
+from prometheus_client import CollectorRegistry
+
+from baton.config import WorkerConfig, model_name
+from baton.internal.v1 import worker_pb2
+from baton.metrics import SchedulerMetrics, TransferMetrics
+from engine.engine import load_engine
+from kvtransfer.lease import LeaseTable
+from kvtransfer.ticket import layout_fingerprint
+from worker.attempts import Tombstones
+from worker.engine_thread import EngineThread, SteppedLoop
+from worker.host import WorkerHost
+from worker.watch import WatchPublisher
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerCore:
+    """Made, served, drained and stopped by one thread: that of the actor."""
+
+    def __init__(self, config: WorkerConfig, *, chunk_tokens: int) -> None:
+        """Loads the model and allocates the pool.
+
+        Args:
+            chunk_tokens: most tokens of one sequence that the role computes in a step.
+
+        Raises:
+            ValueError: the checkpoint or the pool will not do.
+        """
+        self.config = config
+        self.clock = time.monotonic
+        self.engine = load_engine(config.model, config.cache, chunk_tokens=chunk_tokens)
+        self.fingerprint = layout_fingerprint(
+            self.engine.layout, model=model_name(config.model), revision=self.engine.revision
+        )
+        registry = CollectorRegistry()
+        self.metrics = SchedulerMetrics(registry)
+        self.transfer_metrics = TransferMetrics(registry)
+        self.thread = EngineThread(f"{config.name}-engine")
+        self.leases = LeaseTable(config.transfer.lease_s, self.clock)
+        self.tombstones = Tombstones(config.transfer.lease_s, self.clock)
+        self.watch = WatchPublisher()
+        self.host = WorkerHost(config.host, max_message_bytes=config.max_message_bytes, registry=registry)
+
+    def serve(self, loop: SteppedLoop, register: Callable[[grpc.aio.Server], None]) -> None:
+        """Start the engine thread on the role's loop and listen for its services."""
+        self.thread.start(loop)
+        self.host.start(register)
+        logger.info("%s (epoch %d) listens on %s", self.config.name, self.config.epoch, self.host.address)
+
+    def drain(self, timeout_s: float) -> None:
+        """Wait until no request holds anything, or the time is over."""
+        try:
+            self.thread.when_idle().result(timeout_s)
+        except TimeoutError:
+            logger.warning("%s: requests were still running after %.0f s", self.config.name, timeout_s)
+
+    def stop(self) -> None:
+        """Close the ports, then end the engine thread. Idempotent."""
+        self.host.stop()
+        self.thread.stop()
+
+    def info(self) -> worker_pb2.WorkerInfo:
+        """What the supervisor publishes of this worker."""
+        engine = self.engine
+        return worker_pb2.WorkerInfo(
+            role=self.config.role,
+            name=self.config.name,
+            epoch=self.config.epoch,
+            address=self.host.address,
+            metrics_address=self.host.metrics_address,
+            pid=os.getpid(),
+            node=socket.gethostname(),
+            architecture=type(engine.model.module).__name__,
+            dtype=self.fingerprint.dtype,
+            vocab_size=engine.model.vocab_size,
+            max_model_len=engine.max_model_len,
+            block_size=engine.layout.block_size,
+            total_blocks=engine.cache.pool.num_usable,
+            layout=self.fingerprint,
+            max_sequence_tokens=engine.max_sequence_tokens,
+        )
