@@ -5,38 +5,17 @@ from __future__ import annotations
 import pathlib
 
 import pytest
-import torch
 
 from baton.config import DecodeConfig, PrefillConfig
+from tests.cluster.oracle import Oracle, prompt_of
 from tests.composed import Pair
-from tests.engine.checkpoints import EOS_ID, FAMILIES, VOCAB_SIZE, make_checkpoint
+from tests.engine.checkpoints import EOS_ID, FAMILIES, make_checkpoint
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
     root = tmp_path_factory.mktemp("models")
-    return {family: pathlib.Path(make_checkpoint(family, root / family)) for family in FAMILIES}
-
-
-def prompt_of(length: int, seed: int = 0) -> list[int]:
-    generator = torch.Generator().manual_seed(seed * 1000 + length)
-    return torch.randint(3, VOCAB_SIZE, (length,), generator=generator).tolist()
-
-
-class Oracle:
-    """`transformers`' own greedy generation, in float32."""
-
-    def __init__(self, path: pathlib.Path) -> None:
-        from transformers import AutoModelForCausalLM
-
-        self._model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-
-    def generate(self, prompt: list[int], max_tokens: int) -> list[int]:
-        ids = torch.tensor([prompt])
-        out = self._model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False, use_cache=True
-        )
-        return out[0, len(prompt) :].tolist()
+    return {family: make_checkpoint(family, root / family) for family in FAMILIES}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

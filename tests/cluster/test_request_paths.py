@@ -13,7 +13,7 @@ from baton.errors import CancelledRequestError, DeadlineError, DuplicateRequestE
 from baton.internal.v1 import worker_pb2
 from baton.requests import AttemptRef, Delivered, FinishReason, RequestSpec
 from baton.wire import ref_to_wire
-from tests.cluster.test_composed import prompt_of
+from tests.cluster.oracle import prompt_of
 from tests.composed import LEASE_S, Pair
 from tests.engine.checkpoints import make_checkpoint
 
@@ -22,12 +22,12 @@ MakePair = Callable[..., Pair]
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return pathlib.Path(make_checkpoint("llama", tmp_path_factory.mktemp("models") / "llama"))
+    return make_checkpoint("llama", tmp_path_factory.mktemp("models") / "llama")
 
 
 @pytest.fixture(scope="module")
 def gemma3(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return pathlib.Path(make_checkpoint("gemma3", tmp_path_factory.mktemp("models") / "gemma3"))
+    return make_checkpoint("gemma3", tmp_path_factory.mktemp("models") / "gemma3")
 
 
 @pytest.fixture

@@ -1,0 +1,92 @@
+"""Real clusters for tests: started by the real command, and checked to leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import psutil
+
+from deploy.local_cluster import SERVE, LocalCluster
+
+SHARED_MEMORY = pathlib.Path("/dev/shm")
+MARK = "BATON_TEST_CLUSTER"
+END_TIMEOUT_S = 20.0
+
+
+class ClusterUnderTest(LocalCluster):
+    """A cluster whose processes carry a mark, so that they are found whatever became of their parents."""
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *arguments: str,
+        runtime: Literal["process", "ray"] = "process",
+        prefill_workers: int = 1,
+        decode_workers: int = 1,
+        command: Sequence[str] = SERVE,
+        stderr: int | None = None,
+    ) -> None:
+        self._mark = uuid.uuid4().hex
+        self._segments = shared_memory()
+        counts = ["--prefill-workers", str(prefill_workers), "--decode-workers", str(decode_workers)]
+        super().__init__(
+            model,
+            *("--runtime", runtime, *counts, *arguments),
+            command=command,
+            environment={MARK: self._mark, "OMP_NUM_THREADS": "1"},
+            stderr=stderr,
+        )
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of this cluster that lives, `baton serve` included."""
+        return [process for process in psutil.process_iter() if self._is_ours(process)]
+
+    def assert_nothing_left(self) -> None:
+        """Waits a moment for every process to end, then looks for processes and shared memory."""
+        _, alive = psutil.wait_procs(self.processes(), timeout=END_TIMEOUT_S)
+        left = [" ".join(process.cmdline()) for process in alive]
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        assert left == []
+        assert shared_memory() <= self._segments
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get(MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return False
+
+
+@contextlib.contextmanager
+def running_cluster(
+    model: str | os.PathLike[str],
+    *arguments: str,
+    runtime: Literal["process", "ray"] = "process",
+    prefill_workers: int = 1,
+    decode_workers: int = 1,
+) -> Iterator[ClusterUnderTest]:
+    """A cluster with every worker up; at the end SIGTERM must make it exit with 0 and leave nothing."""
+    cluster = ClusterUnderTest(
+        model, *arguments, runtime=runtime, prefill_workers=prefill_workers, decode_workers=decode_workers
+    )
+    cluster.start()
+    try:
+        cluster.wait_ready()
+        cluster.wait_complete()
+        yield cluster
+        assert cluster.stop() == 0
+        cluster.assert_nothing_left()
+    finally:
+        cluster.close()
+
+
+def shared_memory() -> set[str]:
+    """Names of Baton's segments that exist now."""
+    return {path.name for path in SHARED_MEMORY.glob("*baton*")} if sys.platform == "linux" else set()
