@@ -25,11 +25,12 @@ from baton.errors import (
 )
 from baton.internal.v1 import transfer_pb2, worker_pb2
 from baton.metrics import SchedulerMetrics
-from baton.requests import AttemptRef, FinishReason, Logprobs, RequestSpec, Token
-from baton.wire import ref_to_wire, token_to_wire
+from baton.requests import AttemptRef, FinishReason, Logprobs, RequestSpec
+from baton.wire import ref_to_wire
 from decode_worker import scheduler
 from decode_worker.admission import Admission, Refused
 from decode_worker.outbox import Outbox
+from decode_worker.report import StepReport
 from decode_worker.request import DecodeRequest, Phase, TokenSequence
 from engine.batch import BatchItem
 from engine.engine import Engine
@@ -39,7 +40,7 @@ from engine.sampling_state import SamplingState
 from kvtransfer.lease import LeaseTable
 from kvtransfer.receiver import Receiver
 from worker.attempts import Tombstones
-from worker.watch import Load, WatchPublisher
+from worker.watch import WatchPublisher
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,6 @@ class DecodeLoop:
         self._config = config
         self._leases = leases
         self._tombstones = tombstones
-        self._watch = watch
         self._metrics = metrics
         self._clock = clock
         self._admission = Admission(engine, config)
@@ -82,8 +82,7 @@ class DecodeLoop:
         self._letting_go: dict[AttemptRef, DecodeRequest] = {}
         self._num_arrived = 0
         self._current: list[DecodeRequest] = []
-        self._tokens: list[tuple[AttemptRef, worker_pb2.TokenOut]] = []
-        self._updates: list[tuple[AttemptRef, worker_pb2.RequestUpdate]] = []
+        self._report = StepReport(outbox, watch, metrics, clock=clock)
         self._draining = False
         metrics.kv_blocks.set(self._cache.pool.num_usable)
         self._publish()
@@ -248,9 +247,7 @@ class DecodeLoop:
         here; either way the blocks that stay cached are hits.
         """
         self._metrics.preemptions.inc()
-        self._update(request, worker_pb2.REQUEST_STATE_PREEMPTED)
-        self._outbox_flush()
-        self._outbox.close(request.spec.ref)
+        self._report.ended(request, worker_pb2.REQUEST_STATE_PREEMPTED)
         self._release(request)
 
     # Computing
@@ -307,7 +304,9 @@ class DecodeLoop:
         """A local prefill is through: send the first tokens (choice, token, logprobs) and go on as after a commit."""
         request.prefill_s = self._clock() - request.accepted_s
         position = request.spec.first_position
-        tokens = [self._emit(request, choice, position, token_id, logprobs) for choice, token_id, logprobs in sampled]
+        tokens = [
+            self._report.token(request, choice, position, token_id, logprobs) for choice, token_id, logprobs in sampled
+        ]
         self._fork(request, request.spec.first_outcomes(tokens))
 
     def _fork(self, request: DecodeRequest, firsts: dict[int, tuple[int, bool]]) -> None:
@@ -374,9 +373,9 @@ class DecodeLoop:
         """A choice has its next token."""
         if request.first_step_s is None:
             request.first_step_s = self._clock() - request.started_s
-            self._update(request, worker_pb2.REQUEST_STATE_DECODING)
+            self._report.decoding(request)
         choice = sequence.view.choice
-        token = self._emit(request, choice, sequence.num_generated, token_id, logprobs)
+        token = self._report.token(request, choice, sequence.num_generated, token_id, logprobs)
         if token.finish_reason is FinishReason.NONE:
             sequence.append(token_id)
         else:
@@ -385,27 +384,15 @@ class DecodeLoop:
             if not request.sequences:
                 self._finish(request)
 
-    def _emit(
-        self, request: DecodeRequest, choice: int, position: int, token_id: int, logprobs: Logprobs | None
-    ) -> Token:
-        reason = request.spec.sampling.finish_reason(token_id, position + 1)
-        token = Token(request.spec.ref, choice, position, token_id, logprobs, reason)
-        self._tokens.append((request.spec.ref, token_to_wire(token)))
-        return token
-
     # Ends
 
     def _finish(self, request: DecodeRequest) -> None:
-        self._update(request, worker_pb2.REQUEST_STATE_FINISHED)
-        self._outbox_flush()
-        self._outbox.close(request.spec.ref)
+        self._report.ended(request, worker_pb2.REQUEST_STATE_FINISHED)
         self._release(request)
 
     def _end(self, request: DecodeRequest, error: BatonError) -> None:
         """End an attempt with an error that its router hears of."""
-        self._update(request, worker_pb2.REQUEST_STATE_FAILED, error)
-        self._outbox_flush()
-        self._outbox.close(request.spec.ref)
+        self._report.ended(request, worker_pb2.REQUEST_STATE_FAILED, error)
         self._release(request)
 
     def _release(self, request: DecodeRequest) -> None:
@@ -434,45 +421,6 @@ class DecodeLoop:
         request.tails = []
         self._publish()
 
-    # What routers hear
-
-    def _update(
-        self, request: DecodeRequest, state: worker_pb2.RequestState.ValueType, error: BatonError | None = None
-    ) -> None:
-        update = worker_pb2.RequestUpdate(ref=ref_to_wire(request.spec.ref), state=state)
-        if error is not None:
-            update.status, update.message = error.status, error.message
-        if request.started_s:
-            update.first_decode_step_s = request.first_step_s or 0.0
-            update.local_prefill_s = request.prefill_s
-            update.cached_tokens = request.cached_tokens
-            update.decode_s = self._clock() - request.started_s
-        self._updates.append((request.spec.ref, update))
-
-    def _outbox_flush(self) -> None:
-        tokens, self._tokens = self._tokens, []
-        updates, self._updates = self._updates, []
-        self._outbox.publish(tokens, updates)
-
     def _publish(self) -> None:
-        """One message a step to each router, and the worker's load to all that watch it."""
-        if self._tokens or self._updates:
-            self._outbox_flush()
-        stored, removed = self._cache.pool.take_events()
-        decoding = sum(len(r.sequences) for r in self._requests.values())
-        waiting = sum(r.phase is not Phase.DECODING for r in self._requests.values())
-        self._metrics.running.set(decoding)
-        self._metrics.waiting.set(waiting)
-        self._metrics.kv_usage.set(self._cache.usage)
-        promised = sum(request.num_promised for request in self._requests.values())
-        self._watch.update(
-            Load(
-                running=decoding,
-                waiting=waiting,
-                free_blocks=max(0, self._cache.num_free - promised),
-                total_blocks=self._cache.pool.num_usable,
-                draining=self._draining,
-            ),
-            stored,
-            removed,
-        )
+        self._report.send()
+        self._report.publish_load(self._requests.values(), self._cache, draining=self._draining)

@@ -36,6 +36,7 @@ from kvtransfer.lease import LeaseTable
 from kvtransfer.push import Push
 from kvtransfer.sender import Sender
 from prefill_worker import scheduler
+from prefill_worker.promises import Promises
 from prefill_worker.scheduler import Chunk, Prompt
 from worker.attempts import Tombstones
 from worker.watch import Load, WatchPublisher
@@ -97,8 +98,8 @@ class PrefillLoop:
         self._post = post
         self._clock = clock
         self._requests: dict[AttemptRef, PrefillRequest] = {}
-        # Hashes of blocks that an admitted prompt is about to compute, with how many prompts promise each.
-        self._promised: dict[bytes, int] = {}
+        self._locations = [engine.layout.location(layer) for layer in range(engine.layout.num_layers)]
+        self._promises = Promises(engine.layout.block_size)
         self._current: list[PrefillRequest] = []
         self._draining = False
         metrics.kv_blocks.set(self._cache.pool.num_usable)
@@ -219,8 +220,7 @@ class PrefillLoop:
     def _blocks_needed(self, prompt: Prompt) -> int | None:
         request = self._requests[prompt.ref]
         hit = self._cache.match(request.block_hashes, prompt.num_tokens - 1)
-        next_block = hit.num_tokens // self._layout.block_size
-        if next_block < len(request.block_hashes) and request.block_hashes[next_block] in self._promised:
+        if self._promises.is_next_promised(request.block_hashes, hit.num_tokens):
             return None
         return self._cache.blocks_needed(prompt.num_tokens, hit, chunk_tokens=self._config.max_batch_tokens)
 
@@ -229,8 +229,7 @@ class PrefillLoop:
         prompt = request.prompt
         hit = self._cache.match(request.block_hashes, prompt.num_tokens - 1)
         needed = self._cache.blocks_needed(prompt.num_tokens, hit, chunk_tokens=self._config.max_batch_tokens)
-        next_block = hit.num_tokens // self._layout.block_size
-        if needed > self._cache.num_free or self._promised.keys() & request.block_hashes[next_block : next_block + 1]:
+        if needed > self._cache.num_free or self._promises.is_next_promised(request.block_hashes, hit.num_tokens):
             return False
         try:
             request.push = self._sender.open(
@@ -243,11 +242,10 @@ class PrefillLoop:
         request.blocks = self._cache.begin(hit)
         prompt.num_computed = hit.num_tokens
         prompt.admitted = True
-        for block_hash in request.block_hashes[next_block:]:
-            self._promised[block_hash] = self._promised.get(block_hash, 0) + 1
+        self._promises.make(prompt, request.block_hashes)
         self._metrics.prefix_hits.inc(hit.num_tokens)
         request.emit(worker_pb2.PrefillEvent(started=worker_pb2.PrefillStarted(cached_tokens=hit.num_tokens)))
-        self._send_pages(request, 0, next_block, self._layout_slots())
+        self._send_pages(request, 0, hit.num_tokens // self._layout.block_size, self._locations)
         return True
 
     # Computing
@@ -273,7 +271,7 @@ class PrefillLoop:
         for chunk, request in zip(chunks, self._current, strict=True):
             if request.blocks is None:
                 continue
-            self._keep_promises(request, chunk.num_tokens)
+            self._promises.settle(chunk.prompt, request.block_hashes, chunk.num_tokens)
             chunk.prompt.num_computed += chunk.num_tokens
             self._cache.register(request.blocks, request.block_hashes, chunk.prompt.num_computed)
             self._cache.free_out_of_window(request.blocks, chunk.prompt.num_computed)
@@ -285,14 +283,10 @@ class PrefillLoop:
     def _layer_done(self, layer: int, chunks: Sequence[Chunk]) -> None:
         """A layer's KV of this step is final: push its whole blocks, and the partial last block of a prompt that ends
         here."""
-        location = self._layout.location(layer)
         for chunk, request in zip(chunks, self._current, strict=True):
             start, end = chunk.prompt.num_computed, chunk.prompt.num_computed + chunk.num_tokens
             last = self._layout.num_blocks(end) if end == chunk.prompt.num_tokens else end // self._layout.block_size
-            self._send_pages(request, start // self._layout.block_size, last, [location])
-
-    def _layout_slots(self) -> list[tuple[int, int]]:
-        return [self._layout.location(layer) for layer in range(self._layout.num_layers)]
+            self._send_pages(request, start // self._layout.block_size, last, [self._locations[layer]])
 
     def _send_pages(self, request: PrefillRequest, first: int, last: int, locations: Iterable[tuple[int, int]]) -> None:
         """Push the pages of logical blocks [first, last) at each (group, slot); the sender drops what nobody wants."""
@@ -385,19 +379,9 @@ class PrefillLoop:
         del self._requests[request.spec.ref]
         self._leases.release(request.spec.ref)
         if request.blocks is not None:
-            self._keep_promises(request, request.prompt.num_remaining)
+            self._promises.settle(request.prompt, request.block_hashes, request.prompt.num_remaining)
             self._cache.free(request.blocks)
             request.blocks = None
-
-    def _keep_promises(self, request: PrefillRequest, num_tokens: int) -> None:
-        """The next `num_tokens` tokens are computed, or never will be: their blocks are promised no longer."""
-        start = request.prompt.num_computed // self._layout.block_size
-        end = (request.prompt.num_computed + num_tokens) // self._layout.block_size
-        for block_hash in request.block_hashes[start:end]:
-            if self._promised[block_hash] == 1:
-                del self._promised[block_hash]
-            else:
-                self._promised[block_hash] -= 1
 
     def _publish(self) -> None:
         prompts = [request.prompt for request in self._requests.values() if not request.ended]

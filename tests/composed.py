@@ -1,7 +1,7 @@
 """A prefill and a decode worker composed in one process over `loopback`, driven step by step by a test.
 
-There are no servers, no engine threads and no router: a test plays the router, and calls `step_prefill` and `step_decode`, or
-`run` until everything is quiet. Pools are poisoned with NaN wherever nothing was written.
+There are no servers, no engine threads and no router: a test plays the router, and calls `step_prefill` and
+`step_decode`, or `run` until everything is quiet. Pools are poisoned with NaN wherever nothing was written.
 """
 
 from __future__ import annotations

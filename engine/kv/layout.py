@@ -1,8 +1,9 @@
 """How the KV bytes of a model lie in a pool.
 
-Layers are split into groups: all layers of a group attend over the same positions (everything, or a sliding window), so they
-share block tables. A block of a group is one page in each of the group's layers; the i-th layer of *every* group lives in
-slot i of the pool, so that one pool of equal blocks serves whatever the mix (Jenga; vLLM's hybrid KV cache manager).
+Layers are split into groups: all layers of a group attend over the same positions (everything, or a sliding window), so
+they share block tables. A block of a group is one page in each of the group's layers; the i-th layer of *every* group
+lives in slot i of the pool, so that one pool of equal blocks serves whatever the mix (Jenga; vLLM's hybrid KV cache
+manager).
 
     pool tensor: [num_slots, num_blocks, 2 (K, V), num_kv_heads, block_size, head_dim]
     page:        pool[slot, block], one contiguous run of bytes, [K|V][kv head][token][dim]
@@ -86,8 +87,9 @@ class KVLayout:
 def group_layers(windows: Sequence[int | None]) -> tuple[KVGroup, ...]:
     """Groups for a model whose i-th layer has `windows[i]` (None: full attention).
 
-    With one kind of layer, one group. Else the group size is the smallest count of a kind, or the largest where it is less
-    than 1.5 times the smallest (a few padded pages beat many groups), and each kind is cut into groups of at most that size.
+    With one kind of layer, one group. Else the group size is the smallest count of a kind, or the largest where it is
+    less than 1.5 times the smallest (a few padded pages beat many groups), and each kind is cut into groups of at most
+    that size.
     """
     kinds: dict[int | None, list[int]] = {}
     for layer, window in enumerate(windows):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+import re
+import shutil
 import signal
 import socket
 from typing import Literal
@@ -28,29 +31,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_cluster_serves_and_sigterm_leaves_nothing(checkpoint: pathlib.Path, runtime: Runtime) -> None:
-    with running_cluster(checkpoint, runtime=runtime) as cluster:
-        description = cluster.description
-        assert {worker["role"] for worker in description["workers"]} == {"prefill", "decode"}
-        with Client(description["grpc"]) as client:
-            completion = client.generate(list(range(3, 67)), max_tokens=8, temperature=0, ignore_eos=True)
-            assert len(completion.choices[0].token_ids) == 8
-            assert (completion.timings.prefill_worker, completion.timings.decode_worker) == ("prefill-0", "decode-0")
-            pids = {worker.name: worker.pid for worker in client.status().workers}
-        assert pids == {worker["name"]: worker["pid"] for worker in description["workers"]}
+def test_a_cluster_serves_and_sigterm_lets_requests_end_and_leaves_nothing(
+    checkpoint: pathlib.Path, runtime: Runtime
+) -> None:
+    with running_cluster(checkpoint, runtime=runtime) as cluster, Client(cluster.target) as client:
+        pids = {worker["name"]: worker["pid"] for worker in cluster.description["workers"]}
+        assert pids == {worker.name: worker.pid for worker in client.status().workers}
+        assert set(pids) == {"prefill-0", "decode-0"}
 
-
-def test_sigterm_lets_a_running_request_end(checkpoint: pathlib.Path) -> None:
-    with running_cluster(checkpoint) as cluster, Client(cluster.target) as client:
         stream = client.stream(list(range(3, 67)), max_tokens=200, temperature=0, ignore_eos=True)
         next(stream)
         cluster.process.send_signal(signal.SIGTERM)
-        last = None
-        for delta in stream:
-            last = delta
-        assert last is not None
+        *_, last = stream
         assert last.usage is not None
         assert last.usage.completion_tokens == 200
+        assert last.timings is not None
+        assert (last.timings.prefill_worker, last.timings.decode_worker) == ("prefill-0", "decode-0")
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -59,13 +55,15 @@ def test_killing_the_command_leaves_nothing(checkpoint: pathlib.Path, runtime: R
     cluster.start()
     try:
         cluster.wait_ready()
+        with Client(cluster.target) as client:
+            # A transfer opens what transports keep, shared memory above all.
+            assert client.generate(list(range(3, 67)), max_tokens=2).timings.prefill_worker == "prefill-0"
         workers = [psutil.Process(worker["pid"]) for worker in cluster.description["workers"]]
         cluster.process.kill()
         _, alive = psutil.wait_procs(workers, timeout=5)
         assert alive == []
-        cluster.assert_nothing_left()
     finally:
-        cluster.close()
+        cluster.kill()
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -79,27 +77,30 @@ def test_ctrl_c_while_it_starts_leaves_nothing(checkpoint: pathlib.Path, runtime
             assert any("loading model" in line for line in steps)
             cluster.process.send_signal(signal.SIGINT)
             assert cluster.process.wait() == 0
-            cluster.assert_nothing_left()
         finally:
-            cluster.close()
+            cluster.kill()
 
 
-def test_a_model_that_is_not_decoder_only_is_refused(tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    assert_refused(ClusterUnderTest(tmp_path))
+def test_a_model_that_is_not_decoder_only_is_refused(
+    checkpoint: pathlib.Path, tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "bert"
+    shutil.copytree(checkpoint, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "bert", "architectures": ["BertModel"]}))
+    assert_refused(ClusterUnderTest(model))
     error = capfd.readouterr().err
     assert "Traceback" not in error
-    assert "bert" in error.splitlines()[-1].lower()
+    assert re.match(r"error: (prefill|decode)-0: .*bert", error.splitlines()[-1], re.IGNORECASE)
 
 
 def test_too_little_memory_for_one_sequence_is_refused(
     checkpoint: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert_refused(ClusterUnderTest(checkpoint, "--kv-cache-bytes", "65536"))
+    assert_refused(ClusterUnderTest(checkpoint, "--kv-cache-bytes", "1000"))
     error = capfd.readouterr().err
     assert "Traceback" not in error
-    assert error.splitlines()[-1].startswith("error: ")
+    assert re.match(r"error: (prefill|decode)-0: kv_cache_bytes: 1000 is less", error.splitlines()[-1])
 
 
 def test_a_port_in_use_is_refused(checkpoint: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -124,6 +125,5 @@ def assert_refused(cluster: ClusterUnderTest) -> None:
     try:
         with pytest.raises(ClusterError, match="exit status 2"):
             cluster.wait_ready()
-        cluster.assert_nothing_left()
     finally:
-        cluster.close()
+        cluster.kill()

@@ -326,7 +326,8 @@ class TestPrefixCache:
         pair.run()
         done = pair.events[spec.ref][-1]
         assert isinstance(done, worker_pb2.PrefillEvent)
-        # Window 8 of 64 tokens: a query at 64 sees 57..64, so the last block of each sliding layer, all of the full one.
+        # Window 8 of 64 tokens: a query at 64 sees 57..64, so the last block of each sliding layer, all of the full
+        # one.
         full = sum(len(group.layers) for group in layout.groups if group.window is None)
         sliding = sum(len(group.layers) for group in layout.groups if group.window is not None)
         assert done.done.bytes == layout.page_bytes * (8 * full + 1 * sliding)

@@ -1,0 +1,100 @@
+"""What one step has to say: tokens and updates to routers, load and cached blocks to all that watch.
+
+Filled and published by the decode loop on the engine thread; one message a step to each router.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from baton.errors import BatonError
+from baton.internal.v1 import worker_pb2
+from baton.metrics import SchedulerMetrics
+from baton.requests import AttemptRef, Logprobs, Token
+from baton.wire import ref_to_wire, token_to_wire
+from decode_worker.outbox import Outbox
+from decode_worker.request import DecodeRequest, Phase
+from engine.kv.cache import KVCache
+from worker.watch import Load, WatchPublisher
+
+
+class StepReport:
+    """Collects until `send`; nothing that a step produced is left behind in it."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        watch: WatchPublisher,
+        metrics: SchedulerMetrics,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._outbox = outbox
+        self._watch = watch
+        self._metrics = metrics
+        self._clock = clock
+        self._tokens: list[tuple[AttemptRef, worker_pb2.TokenOut]] = []
+        self._updates: list[tuple[AttemptRef, worker_pb2.RequestUpdate]] = []
+
+    def token(
+        self, request: DecodeRequest, choice: int, position: int, token_id: int, logprobs: Logprobs | None
+    ) -> Token:
+        """A choice of `request` has its token at `position`; returns it, with its finish reason."""
+        spec = request.spec
+        reason = spec.sampling.finish_reason(token_id, position + 1)
+        token = Token(spec.ref, choice, position, token_id, logprobs, reason)
+        self._tokens.append((spec.ref, token_to_wire(token)))
+        return token
+
+    def decoding(self, request: DecodeRequest) -> None:
+        """The request's first decode step ran."""
+        self._update(request, worker_pb2.REQUEST_STATE_DECODING)
+
+    def ended(
+        self, request: DecodeRequest, state: worker_pb2.RequestState.ValueType, error: BatonError | None = None
+    ) -> None:
+        """Nothing more comes for `request`; sent at once, after its tokens."""
+        self._update(request, state, error)
+        self.send()
+        self._outbox.close(request.spec.ref)
+
+    def send(self) -> None:
+        """Hand everything collected to the outbox."""
+        if self._tokens or self._updates:
+            tokens, self._tokens = self._tokens, []
+            updates, self._updates = self._updates, []
+            self._outbox.publish(tokens, updates)
+
+    def publish_load(self, requests: Collection[DecodeRequest], cache: KVCache, *, draining: bool) -> None:
+        """Tell watchers and metrics how things stand between two steps."""
+        stored, removed = cache.pool.take_events()
+        decoding = sum(len(request.sequences) for request in requests)
+        waiting = sum(request.phase is not Phase.DECODING for request in requests)
+        promised = sum(request.num_promised for request in requests)
+        self._metrics.running.set(decoding)
+        self._metrics.waiting.set(waiting)
+        self._metrics.kv_usage.set(cache.usage)
+        self._watch.update(
+            Load(
+                running=decoding,
+                waiting=waiting,
+                free_blocks=max(0, cache.num_free - promised),
+                total_blocks=cache.pool.num_usable,
+                draining=draining,
+            ),
+            stored,
+            removed,
+        )
+
+    def _update(
+        self, request: DecodeRequest, state: worker_pb2.RequestState.ValueType, error: BatonError | None = None
+    ) -> None:
+        update = worker_pb2.RequestUpdate(ref=ref_to_wire(request.spec.ref), state=state)
+        if error is not None:
+            update.status, update.message = error.status, error.message
+        if request.phase is Phase.DECODING:
+            update.first_decode_step_s = request.first_step_s or 0.0
+            update.local_prefill_s = request.prefill_s
+            update.cached_tokens = request.cached_tokens
+            update.decode_s = self._clock() - request.started_s
+        self._updates.append((request.spec.ref, update))

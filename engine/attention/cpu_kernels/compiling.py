@@ -1,0 +1,44 @@
+"""How kernels are compiled: fast math, without the GIL, cached on disk.
+
+Fast math lets reductions vectorise and assumes that no infinity occurs. The cache folder is named after a digest of
+this package's sources: numba checks the time stamp of a kernel's own file only and would miss a change in one it calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+
+from baton.config import numba_cache_dir
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _source_digest() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+# Numba picks a kernel's cache folder where it is declared, so this comes before the first one.
+numba.config.CACHE_DIR = str(pathlib.Path(numba_cache_dir()) / _source_digest())
+
+
+def kernel(function: F) -> F:
+    """Compile at the first call, for the types of its arguments."""
+    return cast(F, numba.njit(fastmath=True, nogil=True, cache=True, error_model="numpy")(function))
+
+
+def inlined_kernel(function: F) -> F:
+    """Paste the function into the kernels that call it, which then compile it; for the innermost loops."""
+    return cast(F, numba.njit(inline="always")(function))
+
+
+def parallel_kernel(function: F) -> F:
+    """The same, with the iterations of `numba.prange` spread over threads."""
+    return cast(F, numba.njit(fastmath=True, nogil=True, cache=True, error_model="numpy", parallel=True)(function))

@@ -1,0 +1,187 @@
+"""Loads a decoder-only checkpoint directory and proves that the engine can serve it.
+
+Called once by each worker at start, before the KV pool is sized; blocking.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any, cast
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from baton.config import ModelConfig
+from engine.attention.interface import IMPLEMENTATION, AttentionDispatch, register
+from engine.dry_run import DryRun, LayerAttention, dry_run
+from engine.kv.layout import KVLayout, group_layers
+from engine.model_support import check_supported, declared_windows
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to serve.
+
+    Attributes:
+        module: the causal language model, in evaluation mode.
+        layers: what each decoder layer asks of attention.
+        vocab_size: width of the logits.
+        max_model_len: most tokens of one sequence, prompt and output together.
+    """
+
+    module: PreTrainedModel
+    layers: tuple[LayerAttention, ...]
+    vocab_size: int
+    max_model_len: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self.module.config
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """Default sampling and EOS ids of the checkpoint."""
+        return self.module.generation_config
+
+    def layout(self, block_size: int) -> KVLayout:
+        """The layout of a KV pool for this model."""
+        return KVLayout(
+            groups=group_layers([layer.window for layer in self.layers]),
+            num_kv_heads=self.layers[0].num_kv_heads,
+            head_dim=self.layers[0].head_dim,
+            block_size=block_size,
+            dtype=self.dtype,
+        )
+
+    def forward(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor, dispatch: AttentionDispatch
+    ) -> torch.Tensor:
+        """float32 logits [num_rows, vocab] of the tokens `logit_rows`; token_ids, positions: int64 [T], one row."""
+        return _forward(self.module, token_ids, positions, logit_rows, dispatch)
+
+
+def load_model(config: ModelConfig) -> LoadedModel:
+    """Load and check a checkpoint.
+
+    Raises:
+        ValueError: the directory, the model or the wanted device or dtype does not do; the message says why.
+    """
+    path = pathlib.Path(config.path)
+    checkpoint = _read_config(path)
+    check_supported(checkpoint)
+    device = _resolve_device(config.device)
+    dtype = _resolve_dtype(config.dtype, checkpoint.dtype, device)
+    max_model_len = _resolve_max_len(config.max_model_len, getattr(checkpoint, "max_position_embeddings", None))
+    module = _load_module(path, checkpoint, dtype, device)
+    try:
+        found = _inspect(module, device)
+    except ValueError as error:
+        raise ValueError(f"{config.path}: {checkpoint.model_type} cannot be served: {error}") from error
+    return LoadedModel(module, found.layers, found.vocab_size, max_model_len, dtype, device)
+
+
+def _forward(
+    module: PreTrainedModel,
+    token_ids: torch.Tensor,
+    positions: torch.Tensor,
+    logit_rows: torch.Tensor,
+    dispatch: AttentionDispatch,
+) -> torch.Tensor:
+    output = module(
+        input_ids=token_ids[None],
+        position_ids=positions[None],
+        logits_to_keep=logit_rows,
+        use_cache=False,
+        attention_dispatch=dispatch,
+    )
+    return cast(torch.Tensor, output.logits)[0].float()
+
+
+def _inspect(module: PreTrainedModel, device: torch.device) -> DryRun:
+    def forward(
+        token_ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor, dispatch: AttentionDispatch
+    ) -> torch.Tensor:
+        return _forward(module, token_ids, positions, rows, dispatch)
+
+    config = module.config
+    return dry_run(forward, device, num_layers=config.num_hidden_layers, windows=declared_windows(config))
+
+
+def _read_config(path: pathlib.Path) -> PreTrainedConfig:
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such directory")
+    file = path / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{path}: not a checkpoint directory: it has no config.json")
+    if not any(path.glob("*.safetensors")):
+        raise ValueError(f"{path}: it has no *.safetensors weights")
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{file}: unreadable: {error}") from error
+    if not isinstance(fields, dict) or "model_type" not in fields:
+        raise ValueError(f"{file}: it names no model_type")
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise ValueError(f"{file}: transformers cannot read it: {error}") from error
+
+
+def _load_module(
+    path: pathlib.Path, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
+) -> PreTrainedModel:
+    register()
+    disable_progress_bar()
+    try:
+        module, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=IMPLEMENTATION,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except KeyError as error:
+        raise ValueError(
+            f"{path}: {config.model_type} does not take its attention from transformers' AttentionInterface ({error})"
+        ) from error
+    except Exception as error:
+        raise ValueError(f"{path}: transformers cannot load it: {error}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{path}: the weights lack {len(missing)} tensors, such as {missing[0]}")
+    return cast(PreTrainedModel, module.to(device).eval().requires_grad_(False))
+
+
+def _resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("model.device: 'cuda' is wanted, but torch finds no GPU")
+    return torch.device(name)
+
+
+def _resolve_dtype(name: str, stored: Any, device: torch.device) -> torch.dtype:
+    """The wanted dtype; "auto" keeps the checkpoint's, where the engine can compute in it."""
+    if name != "auto":
+        return _DTYPES[name]
+    if stored == torch.bfloat16 or (stored == torch.float16 and device.type == "cuda"):
+        return torch.bfloat16
+    return torch.float32
+
+
+def _resolve_max_len(wanted: int | None, trained: int | None) -> int:
+    limit = wanted or trained
+    if limit is None:
+        raise ValueError("model.max_model_len: the checkpoint declares no max_position_embeddings; set a limit")
+    if trained is not None and limit > trained:
+        raise ValueError(f"model.max_model_len: {limit} exceeds the checkpoint's max_position_embeddings, {trained}")
+    return limit

@@ -1,0 +1,60 @@
+"""`python -m router CONFIG.json`: runs a router until SIGTERM or SIGINT.
+
+CONFIG.json holds a `baton.config.RouterProcessConfig`. Once both ports listen, one line of JSON on stdout says where:
+{"grpc": "host:port", "http": "http://host:port", "pid": N}. Logs go to stderr. A signal drains and exits 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pathlib
+import signal
+import sys
+
+import pydantic
+import uvloop
+
+from baton import logs
+from baton.config import RouterProcessConfig
+from router.server import RouterServer
+
+
+async def serve(config: RouterProcessConfig) -> None:
+    """Starts, waits for a signal, drains, stops."""
+    terminated = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, terminated.set)
+    server = RouterServer(config)
+    try:
+        await server.start()
+        where = {"grpc": server.grpc_address, "http": f"http://{server.http_address}", "pid": os.getpid()}
+        print(json.dumps(where), flush=True)
+        await terminated.wait()
+        await server.drain(config.drain_s)
+    finally:
+        await server.stop()
+
+
+def main() -> int:
+    """Exit status 0 after a signal, 2 where the configuration or the model cannot be used."""
+    if len(sys.argv) != 2:
+        print("usage: python -m router CONFIG.json", file=sys.stderr)
+        return 2
+    try:
+        config = RouterProcessConfig.model_validate_json(pathlib.Path(sys.argv[1]).read_bytes())
+    except (OSError, pydantic.ValidationError) as error:
+        print(f"{sys.argv[1]}: {error}", file=sys.stderr)
+        return 2
+    logs.configure(config.log.level)
+    try:
+        uvloop.run(serve(config))
+    except (ValueError, OSError) as error:
+        print(f"router: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

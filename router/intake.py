@@ -1,0 +1,85 @@
+"""Takes requests in: checks them, tokenises them off the event loop, hashes their blocks; once for all attempts."""
+
+from __future__ import annotations
+
+import asyncio
+
+from baton.config import RouterConfig
+from baton.errors import UnavailableError
+from baton.hashing import extend_chain, model_identity, root_hash
+from baton.internal.v1 import transfer_pb2
+from baton.v1 import inference_pb2
+from router.job import Prompt
+from router.membership import Membership
+from router.model_card import ModelCard
+from router.tokenization import Tokenizer
+from router.validation import Limits, check_envelope, check_prompt, resolve_sampling
+
+# Hashing a prompt up to this long takes less than a thread hop is worth.
+_MAX_INLINE_TOKENS = 4096
+
+
+class Intake:
+    """The door of the pipeline."""
+
+    def __init__(self, card: ModelCard, tokenizer: Tokenizer, membership: Membership, config: RouterConfig) -> None:
+        self._card = card
+        self._tokenizer = tokenizer
+        self._membership = membership
+        self._config = config
+
+    async def accept(self, request: inference_pb2.GenerateRequest) -> Prompt:
+        """The request as the pipeline needs it; raises the `baton.errors` that tell a client what is wrong.
+
+        Waits for the first decode worker to be known, since limits and hashes depend on it.
+        """
+        check_envelope(request, self._card)
+        layout = await self._layout()
+        token_ids = await self._token_ids(request)
+        limits = self.limits()
+        check_prompt(token_ids, limits)
+        sampling = resolve_sampling(
+            request.sampling, num_prompt_tokens=len(token_ids), card=self._card, limits=limits, config=self._config
+        )
+        salt_root = root_hash(model_identity(layout), request.cache_salt)
+        return Prompt(
+            token_ids=token_ids,
+            sampling=sampling,
+            stops=tuple(request.sampling.stop),
+            block_hashes=await self._block_hashes(salt_root, token_ids, layout.block_size),
+            salt_root=salt_root,
+            priority=request.priority,
+            echo=self._echo(request, token_ids) if request.sampling.echo else None,
+        )
+
+    def limits(self) -> Limits:
+        """What the model and the roomiest decode worker can hold; needs a decode worker to have been seen."""
+        infos = self._membership.decode_infos
+        assert infos
+        return Limits(
+            vocab_size=self._card.vocab_size,
+            max_model_len=max(info.max_model_len for info in infos),
+            max_sequence_tokens=max(info.max_sequence_tokens for info in infos),
+            block_size=infos[0].block_size,
+        )
+
+    async def _layout(self) -> transfer_pb2.LayoutFingerprint:
+        try:
+            async with asyncio.timeout(self._config.worker_wait_s):
+                return await self._membership.model_layout()
+        except TimeoutError:
+            raise UnavailableError("no decode worker has joined yet") from None
+
+    async def _token_ids(self, request: inference_pb2.GenerateRequest) -> tuple[int, ...]:
+        if request.WhichOneof("prompt") == "token_ids":
+            return tuple(request.token_ids.ids)
+        return tuple(await self._tokenizer.encode(request.text))
+
+    async def _block_hashes(self, root: bytes, token_ids: tuple[int, ...], block_size: int) -> tuple[bytes, ...]:
+        if len(token_ids) <= _MAX_INLINE_TOKENS:
+            return tuple(extend_chain(root, token_ids, block_size))
+        return tuple(await self._tokenizer.run(extend_chain, root, token_ids, block_size))
+
+    def _echo(self, request: inference_pb2.GenerateRequest, token_ids: tuple[int, ...]) -> inference_pb2.PromptEcho:
+        text = request.text if request.WhichOneof("prompt") == "text" else self._tokenizer.decode(token_ids)
+        return inference_pb2.PromptEcho(text=text, token_ids=token_ids)

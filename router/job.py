@@ -1,0 +1,110 @@
+"""One request on its way through the pipeline: what was asked, what was delivered, and the attempt under way."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from baton.requests import AttemptRef, RequestSpec, SamplingParams
+from baton.v1 import inference_pb2
+from router.admission import Entry
+from router.emission import Emission
+from router.placement import Demand
+from router.request_state import Attempt
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A request that was accepted: checked, tokenised and hashed.
+
+    Attributes:
+        block_hashes: chained hash of each full block.
+        echo: the prompt as it is sent back; None if not asked for.
+    """
+
+    token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    stops: tuple[str, ...]
+    block_hashes: tuple[bytes, ...]
+    salt_root: bytes
+    priority: int
+    echo: inference_pb2.PromptEcho | None = None
+
+    def demand(self, num_delivered: int = 0) -> Demand:
+        """What an attempt needs of workers, `num_delivered` tokens after the prompt."""
+        shared = num_delivered if self.sampling.n == 1 else 0
+        return Demand(
+            num_tokens=len(self.token_ids) + shared, num_choices=self.sampling.n, block_hashes=self.block_hashes
+        )
+
+
+@dataclasses.dataclass(slots=True, eq=False, kw_only=True)
+class Job:
+    """The mutable rest; belongs to the request's own task.
+
+    Attributes:
+        arrived_at, deadline, last_token_at: on the event loop's clock; the last for each choice.
+        attempt_number: from 1; rises with each attempt that may have changed something at a worker.
+        attempt: None while the request is queued.
+        cached_tokens: prompt tokens that no worker has computed in any attempt.
+    """
+
+    request_id: str
+    prompt: Prompt
+    emission: Emission
+    entry: Entry
+    arrived_at: float
+    deadline: float | None
+    attempt_number: int = 1
+    num_retries: int = 0
+    attempt: Attempt | None = None
+    cached_tokens: int | None = None
+    last_token_at: dict[int, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """For logs."""
+        return f"{self.request_id}/{self.attempt_number}"
+
+    def spec(self, *, router_id: str, max_unacked_tokens: int, now: float) -> RequestSpec:
+        """What workers are told of the attempt that begins now."""
+        return RequestSpec(
+            ref=AttemptRef(self.request_id, self.attempt_number),
+            router_id=router_id,
+            prompt_token_ids=self.prompt.token_ids,
+            sampling=self.prompt.sampling,
+            delivered=self.emission.delivered() if self.emission.num_tokens else (),
+            block_hashes=self.prompt.block_hashes,
+            salt_root=self.prompt.salt_root,
+            priority=self.prompt.priority,
+            timeout_s=None if self.deadline is None else max(self.deadline - now, 0.001),
+            max_unacked_tokens=max_unacked_tokens,
+        )
+
+    def note_cached(self, cached_tokens: int | None) -> None:
+        """An attempt found this much cached; a later one may find what an earlier one computed."""
+        if cached_tokens is not None:
+            known = len(self.prompt.token_ids) if self.cached_tokens is None else self.cached_tokens
+            self.cached_tokens = min(known, cached_tokens)
+
+    def usage(self) -> inference_pb2.Usage:
+        return inference_pb2.Usage(
+            prompt_tokens=len(self.prompt.token_ids),
+            cached_tokens=self.cached_tokens or 0,
+            completion_tokens=self.emission.num_tokens,
+        )
+
+    def timings(self, attempt: Attempt, now: float) -> inference_pb2.StageTimings:
+        """Of the last attempt."""
+        placement, progress = attempt.placement, attempt.progress
+        return inference_pb2.StageTimings(
+            queue_s=progress.queue_s,
+            reserve_s=progress.reserve_s,
+            prefill_s=progress.prefill_s,
+            transfer_s=progress.exposed_transfer_s(),
+            first_decode_step_s=progress.first_decode_step_s,
+            decode_s=progress.decode_time_s(now),
+            local_prefill=placement.prefill is None,
+            attempts=self.attempt_number,
+            prefill_worker=placement.prefill.name if placement.prefill else "",
+            decode_worker=placement.decode.name,
+        )

@@ -1,0 +1,311 @@
+"""A request's life, from acceptance to its last message.
+
+    1. accept     check the request, tokenise it, hash its blocks                                    intake
+    2. queue      wait until a decode worker has room and a prefill worker has credit                admission
+    3. place      choose both from one snapshot                                                      placement
+    4. reserve    the decode worker takes all blocks at once, or refuses: back to 2                  worker_link
+    5. prefill    the prefill worker computes and sends the KV, or the decode worker does it itself  worker_link
+    6. decode     tokens of both come in, ordered by (choice, position)                              request_state
+    7. stream     text, stop strings; tokens are acknowledged as the client takes them               emission
+    8. finish     usage and timings; whatever is still held is released
+       recover    a worker died, was full or preempted: back to 2 with what was delivered            recovery
+
+Each request runs in the task of whoever iterates `generate`; a remote prefill adds one task while it lasts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from baton.errors import (
+    BatonError,
+    CancelledRequestError,
+    DeadlineError,
+    DuplicateRequestError,
+    InternalError,
+    UnavailableError,
+)
+from baton.internal.v1 import transfer_pb2, worker_pb2
+from baton.v1 import inference_pb2
+from baton.wire import spec_to_wire
+from router.accounting import Accounting
+from router.admission import AdmissionQueue
+from router.detokenization import Decode
+from router.emission import Emission
+from router.intake import Intake
+from router.job import Job
+from router.membership import Membership
+from router.recovery import Action, Failure, FailureKind, counts_as_retry, decide, exhausted
+from router.request_state import Attempt
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineOptions:
+    router_id: str
+    max_retries: int
+    max_unacked_tokens: int
+
+
+class Pipeline:
+    """Serves requests; shared by all APIs. Belongs to the router's event loop.
+
+    Args:
+        decode: token ids to text, special tokens left out.
+        clock: the event loop's time, in seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        intake: Intake,
+        queue: AdmissionQueue,
+        membership: Membership,
+        accounting: Accounting,
+        decode: Decode,
+        options: PipelineOptions,
+        clock: Callable[[], float],
+    ) -> None:
+        self._intake = intake
+        self._queue = queue
+        self._membership = membership
+        self._accounting = accounting
+        self._decode = decode
+        self._options = options
+        self._clock = clock
+        self._running: set[str] = set()
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def num_running(self) -> int:
+        """Requests under way, queued ones included."""
+        return len(self._running)
+
+    @property
+    def num_queued(self) -> int:
+        """Requests that wait for workers."""
+        return len(self._queue)
+
+    async def drain(self) -> None:
+        """Takes no more requests; returns when the last one has ended."""
+        self._draining = True
+        await self._idle.wait()
+
+    async def generate(
+        self, request: inference_pb2.GenerateRequest, timeout_s: float | None = None
+    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        """The responses of one request. Closing the iterator, or cancelling its task, releases all that it holds.
+
+        Raises:
+            BatonError: whatever refused the request or ended it early.
+        """
+        deadline = None if timeout_s is None else self._clock() + timeout_s
+        request_id = self._register(request.request_id)
+        job: Job | None = None
+        try:
+            async with asyncio.timeout_at(deadline):
+                job = await self._accept(request_id, request, deadline)
+            async with contextlib.aclosing(self._responses(job)) as responses:
+                async for response in responses:
+                    yield response
+        except BaseException as error:
+            cause = _as_baton_error(error)
+            self._accounting.failed(job, cause, self._clock())
+            if isinstance(error, TimeoutError):
+                raise cause from None
+            raise
+        finally:
+            self._unregister(request_id)
+
+    def _register(self, wanted_id: str) -> str:
+        error: BatonError | None = None
+        if self._draining:
+            error = UnavailableError("the router is draining")
+        elif wanted_id in self._running:
+            error = DuplicateRequestError(f"request_id: a request {wanted_id!r} is running")
+        if error is not None:
+            self._accounting.failed(None, error, self._clock())
+            raise error
+        request_id = wanted_id or uuid.uuid4().hex
+        self._running.add(request_id)
+        self._idle.clear()
+        return request_id
+
+    def _unregister(self, request_id: str) -> None:
+        self._running.discard(request_id)
+        if not self._running:
+            self._idle.set()
+
+    async def _accept(self, request_id: str, request: inference_pb2.GenerateRequest, deadline: float | None) -> Job:
+        """Step 1."""
+        arrived_at = self._clock()
+        prompt = await self._intake.accept(request)
+        job = Job(
+            request_id=request_id,
+            prompt=prompt,
+            emission=Emission(prompt.sampling, prompt.stops, self._decode, prompt.token_ids),
+            entry=self._queue.enter(prompt.demand(), prompt.priority),
+            arrived_at=arrived_at,
+            deadline=deadline,
+        )
+        self._accounting.accepted(job)
+        return job
+
+    async def _responses(self, job: Job) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        """Steps 2 to 8."""
+        try:
+            while not job.emission.finished:
+                async with asyncio.timeout_at(job.deadline):
+                    attempt, tokens = await self._next_tokens(job)
+                response = self._respond(job, attempt, tokens)
+                yield response
+                self._acknowledge(job, attempt, response)
+        finally:
+            self._end_attempt(job)
+
+    async def _next_tokens(self, job: Job) -> tuple[Attempt, Sequence[worker_pb2.TokenOut]]:
+        """Steps 2 to 6: at least one token, after as many attempts as it takes."""
+        while True:
+            attempt = job.attempt or await self._begin_attempt(job)
+            if tokens := await attempt.wait():
+                return attempt, tokens
+            assert attempt.failure is not None
+            self._recover(job, attempt, attempt.failure)
+
+    async def _begin_attempt(self, job: Job) -> Attempt:
+        """Steps 2 to 5; what goes wrong from the reservation on is the attempt's failure."""
+        charge = await self._queue.admit(job.entry)
+        granted_at = self._clock()
+        ref = transfer_pb2.AttemptRef(request_id=job.request_id, attempt=job.attempt_number)
+        attempt = Attempt(ref, charge, [len(choice.token_ids) for choice in job.emission.choices])
+        attempt.progress.queue_s = granted_at - job.entry.waiting_since
+        job.attempt = attempt
+        spec = spec_to_wire(
+            job.spec(
+                router_id=self._options.router_id,
+                max_unacked_tokens=self._options.max_unacked_tokens,
+                now=granted_at,
+            )
+        )
+        try:
+            ticket = await self._reserve(attempt, spec)
+            attempt.progress.reserve_s = self._clock() - granted_at
+            if attempt.failure is None:
+                self._accounting.placed(job, attempt.placement)
+                self._start_prefill(attempt, worker_pb2.PrefillRequest(spec=spec, ticket=ticket))
+        except BatonError as error:
+            attempt.fail(Failure(FailureKind.RESERVE_FAILED, error, attempt.placement.decode))
+        return attempt
+
+    async def _reserve(self, attempt: Attempt, spec: worker_pb2.RequestSpec) -> transfer_pb2.Ticket:
+        """Step 4. A refusal is noted as the attempt's failure."""
+        key = attempt.placement.decode
+        link = self._membership.decode_link(key)
+        if link is None:
+            raise UnavailableError(f"{key.name} is gone")
+        link.attach.add(attempt)
+        request = worker_pb2.ReserveRequest(spec=spec, local_prefill=attempt.placement.prefill is None)
+        response = await link.reserve(request)
+        if response.WhichOneof("outcome") == "refusal":
+            attempt.fail(Failure(FailureKind.REFUSED, UnavailableError(response.refusal.reason), key))
+        else:
+            attempt.reserved = True
+            self._queue.reserved(attempt.charge)
+            self._accounting.reserved()
+        return response.ticket
+
+    def _start_prefill(self, attempt: Attempt, request: worker_pb2.PrefillRequest) -> None:
+        """Step 5; nothing to do where the decode worker prefills."""
+        key = attempt.placement.prefill
+        if key is None:
+            return
+        link = self._membership.prefill_link(key)
+        if link is None:
+            attempt.fail(Failure(FailureKind.PREFILL_FAILED, UnavailableError(f"{key.name} is gone"), key))
+        else:
+            link.start(request, attempt)
+
+    def _respond(
+        self, job: Job, attempt: Attempt, tokens: Sequence[worker_pb2.TokenOut]
+    ) -> inference_pb2.GenerateResponse:
+        """Steps 7 and 8: the next message, and with the last token what ends the stream."""
+        now = self._clock()
+        is_first = not job.emission.num_tokens
+        if attempt.charge.prefill_tokens:
+            self._queue.prefilled(attempt.charge)
+        job.note_cached(attempt.progress.cached_tokens)
+        response = inference_pb2.GenerateResponse(request_id=job.request_id, choices=job.emission.take(tokens))
+        self._accounting.sent(job, response.choices, now)
+        if is_first and job.prompt.echo is not None:
+            response.prompt.CopyFrom(job.prompt.echo)
+        if job.emission.finished:
+            response.usage.CopyFrom(job.usage())
+            response.timings.CopyFrom(job.timings(attempt, now))
+            self._accounting.finished(job, response.timings, now)
+        return response
+
+    def _acknowledge(self, job: Job, attempt: Attempt, response: inference_pb2.GenerateResponse) -> None:
+        """The client has taken a response; a choice that the router ended is left to pause at its worker."""
+        link = self._membership.decode_link(attempt.placement.decode)
+        if link is None:
+            return
+        for delta in response.choices:
+            choice = job.emission.choices[delta.index]
+            if not choice.ended_by_string:
+                link.attach.acknowledge(attempt, delta.index, len(choice.token_ids))
+
+    def _recover(self, job: Job, attempt: Attempt, failure: Failure) -> None:
+        """Prepares the next attempt, or raises what the client is told."""
+        action = decide(failure, committed=attempt.committed)
+        self._end_attempt(job)
+        if action is Action.FAIL:
+            raise failure.error
+        if action is Action.RETRY:
+            job.num_retries += counts_as_retry(failure)
+            if job.num_retries > self._options.max_retries:
+                raise exhausted(failure, self._options.max_retries)
+            job.attempt_number += 1
+        self._accounting.retried(job, failure)
+        self._queue.put_back(job.entry, job.prompt.demand(job.emission.num_tokens), avoid=failure.worker)
+
+    def _end_attempt(self, job: Job) -> None:
+        """Releases what the current attempt holds, on every way out. Never waits."""
+        attempt, job.attempt = job.attempt, None
+        if attempt is None:
+            return
+        decode = self._membership.decode_link(attempt.placement.decode)
+        prefill = self._membership.prefill_link(attempt.placement.prefill) if attempt.placement.prefill else None
+        if decode is not None:
+            decode.attach.remove(attempt)
+        if not _is_over_at_workers(job, attempt):
+            if decode is not None:
+                decode.cancel(attempt.ref)
+            if prefill is not None:
+                prefill.cancel(attempt)
+        self._queue.release(attempt.charge)
+        if attempt.reserved:
+            self._accounting.released()
+
+
+def _is_over_at_workers(job: Job, attempt: Attempt) -> bool:
+    """Whether the workers have ended the attempt by themselves, or never began it."""
+    if attempt.failure is not None:
+        return attempt.failure.kind is FailureKind.REFUSED
+    ended_by_worker = job.emission.finished and not any(choice.ended_by_string for choice in job.emission.choices)
+    return attempt.committed and ended_by_worker
+
+
+def _as_baton_error(error: BaseException) -> BatonError:
+    """What ended a request, in the terms of `baton.errors`."""
+    if isinstance(error, BatonError):
+        return error
+    if isinstance(error, TimeoutError):
+        return DeadlineError("the client's deadline passed")
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return CancelledRequestError("the client cancelled or vanished")
+    return InternalError(f"{type(error).__name__}: {error}")

@@ -1,0 +1,165 @@
+"""One attempt at a request, as its streams report it: tokens in order of position, progress, and failure.
+
+Written by the readers of worker streams, read by the request's own task; both run on the router's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Sequence
+
+from baton.errors import UnavailableError, from_status
+from baton.internal.v1 import transfer_pb2, worker_pb2
+from router.ledger import Charge
+from router.recovery import Failure, FailureKind
+
+
+class TokenMerge:
+    """Brings the tokens of two workers into order: by position in each choice, each position once.
+
+    The decode worker's tokens wait here until the prefill worker's first token of their choice has come.
+
+    Args:
+        next_positions: for each choice the first position that is expected.
+    """
+
+    def __init__(self, next_positions: Sequence[int]) -> None:
+        self._next = list(next_positions)
+        self._early: list[dict[int, worker_pb2.TokenOut]] = [{} for _ in next_positions]
+        self._ready: list[worker_pb2.TokenOut] = []
+
+    def offer(self, token: worker_pb2.TokenOut) -> None:
+        """Takes a token from either worker; one that came before is dropped."""
+        choice, position = token.choice, token.position
+        expected = self._next[choice]
+        if position != expected:
+            if position > expected:
+                self._early[choice][position] = token
+            return
+        self._ready.append(token)
+        expected += 1
+        early = self._early[choice]
+        while early and (follower := early.pop(expected, None)) is not None:
+            self._ready.append(follower)
+            expected += 1
+        self._next[choice] = expected
+
+    def take(self) -> list[worker_pb2.TokenOut]:
+        """The tokens whose turn has come since the last call."""
+        ready, self._ready = self._ready, []
+        return ready
+
+
+@dataclasses.dataclass(slots=True)
+class Progress:
+    """How an attempt went, beside its tokens; durations in seconds, moments on the event loop's clock."""
+
+    queue_s: float = 0.0
+    reserve_s: float = 0.0
+    cached_tokens: int | None = None
+    prefill_s: float = 0.0
+    transfer_s: float | None = None
+    first_decode_step_s: float = 0.0
+    decode_s: float | None = None
+    first_tokens_at: float | None = None
+    decoding_at: float | None = None
+
+    def exposed_transfer_s(self) -> float:
+        """From the end of prefill to the commit: what the prefill worker measured, else as seen from here.
+
+        A short request may be over before the prefill worker's last message comes.
+        """
+        if self.transfer_s is not None:
+            return self.transfer_s
+        if self.first_tokens_at is None or self.decoding_at is None:
+            return 0.0
+        return max(self.decoding_at - self.first_tokens_at - self.first_decode_step_s, 0.0)
+
+    def decode_time_s(self, now: float) -> float:
+        """What the decode worker measured, else the time since it began."""
+        if self.decode_s is not None:
+            return self.decode_s
+        return 0.0 if self.decoding_at is None else now - self.decoding_at
+
+
+class Attempt:
+    """One try at a request on one placement.
+
+    Attributes:
+        cursors: for each choice the next position that the client has not consumed; where a reattach resumes.
+        committed: the decode worker holds the KV and decodes.
+        reserved: the decode worker has granted the reservation, so its lease needs renewing.
+        ended_on_worker: the decode worker has said that it is through.
+    """
+
+    def __init__(self, ref: transfer_pb2.AttemptRef, charge: Charge, next_positions: Sequence[int]) -> None:
+        self.ref = ref
+        self.number = ref.attempt
+        self.charge = charge
+        self.placement = charge.placement
+        self.merge = TokenMerge(next_positions)
+        self.cursors = list(next_positions)
+        self.progress = Progress()
+        self.committed = False
+        self.reserved = False
+        self.ended_on_worker = False
+        self.failure: Failure | None = None
+        self._changed = asyncio.Event()
+
+    async def wait(self) -> list[worker_pb2.TokenOut]:
+        """The next tokens in order; empty where there are none left and the attempt has failed."""
+        while not (tokens := self.merge.take()) and self.failure is None:
+            self._changed.clear()
+            await self._changed.wait()
+        return tokens
+
+    def decoded(self, token: worker_pb2.TokenOut) -> None:
+        """The decode worker has sent a token."""
+        if not self.committed:
+            self._commit()
+        self.merge.offer(token)
+        self._changed.set()
+
+    def updated(self, update: worker_pb2.RequestUpdate) -> None:
+        """The decode worker has changed the request's state."""
+        if update.state == worker_pb2.REQUEST_STATE_DECODING:
+            self._commit()
+            self.progress.first_decode_step_s = update.first_decode_step_s
+            if self.placement.prefill is None:
+                self.progress.cached_tokens = update.cached_tokens
+                self.progress.prefill_s = update.local_prefill_s
+        elif update.state == worker_pb2.REQUEST_STATE_FINISHED:
+            self.ended_on_worker = True
+            self.progress.decode_s = update.decode_s
+        elif update.state == worker_pb2.REQUEST_STATE_PREEMPTED:
+            self.fail(Failure(FailureKind.PREEMPTED, UnavailableError("preempted by the decode worker")))
+        elif update.state == worker_pb2.REQUEST_STATE_FAILED:
+            self.fail(Failure(FailureKind.DECODE_FAILED, from_status(update.status, update.message)))
+
+    def prefilled(self, event: worker_pb2.PrefillEvent) -> None:
+        """The prefill worker has sent an event."""
+        kind = event.WhichOneof("event")
+        if kind == "started":
+            self.progress.cached_tokens = event.started.cached_tokens
+        elif kind == "first_tokens":
+            self.progress.prefill_s = event.first_tokens.prefill_s
+            self.progress.first_tokens_at = asyncio.get_running_loop().time()
+            for token in event.first_tokens.tokens:
+                self.merge.offer(token)
+            self._changed.set()
+        elif kind == "done":
+            self.progress.transfer_s = event.done.transfer_s
+            if event.done.committed:
+                self._commit()
+
+    def fail(self, failure: Failure) -> None:
+        """Ends the attempt; the first failure counts."""
+        if self.failure is None:
+            self.failure = failure
+            self._changed.set()
+
+    def _commit(self) -> None:
+        self.committed = True
+        if self.progress.decoding_at is None:
+            self.progress.decoding_at = asyncio.get_running_loop().time()

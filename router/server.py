@@ -1,0 +1,191 @@
+"""Composes the router: makes every part, opens both ports, follows readiness, and drains.
+
+Belongs to `router.__main__`, or to a test; everything runs on the event loop that calls it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import uuid
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from baton.config import RouterProcessConfig, model_name
+from baton.metrics import RouterMetrics
+from baton.v1 import inference_pb2, inference_pb2_grpc
+from router.accounting import Accounting
+from router.admission import AdmissionQueue
+from router.app import InferenceService
+from router.http import HttpServer, create_app
+from router.intake import Intake
+from router.ledger import Ledger
+from router.membership import Membership
+from router.model_card import read_model_card
+from router.pipeline import Pipeline, PipelineOptions
+from router.placement import PlacementPolicy
+from router.snapshot import ClusterSnapshot, WorkerKey
+from router.tokenization import Tokenizer
+from router.worker_link import LinkOptions
+
+_log = logging.getLogger(__name__)
+
+_SERVICE: str = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
+# Cancelled calls get this long to release what they hold.
+_STOP_GRACE_S = 1.0
+
+
+class RouterServer:
+    """One router.
+
+    Attributes:
+        grpc_address, http_address: host:port, known after `start`.
+        pipeline: what APIs generate with.
+    """
+
+    def __init__(self, config: RouterProcessConfig) -> None:
+        """Reads the model's files; ValueError where they cannot serve. Must run on the event loop."""
+        self._config = config
+        router = config.router
+        card = read_model_card(config.model.path, model_name(config.model))
+        self._tokenizer = Tokenizer(config.model.path, card, num_threads=router.tokenizer_threads)
+        self._registry = CollectorRegistry()
+        self._metrics = RouterMetrics(self._registry)
+        router_id = f"router-{uuid.uuid4().hex[:12]}"
+        self._membership = Membership(
+            config.membership_address,
+            LinkOptions(
+                router_id=router_id,
+                lease_s=config.transfer.lease_s,
+                call_timeout_s=config.transfer.timeout_s,
+                max_message_bytes=router.max_message_bytes,
+            ),
+        )
+        accounting = Accounting(self._metrics)
+        self._queue = AdmissionQueue(
+            Ledger(),
+            PlacementPolicy(local_prefill_tokens=config.decode.local_prefill_tokens, watermark=config.decode.watermark),
+            max_queued=router.max_queued_requests,
+            worker_wait_s=router.worker_wait_s,
+            on_length=accounting.queued,
+        )
+        intake = Intake(card, self._tokenizer, self._membership, router)
+        self.pipeline = Pipeline(
+            intake=intake,
+            queue=self._queue,
+            membership=self._membership,
+            accounting=accounting,
+            decode=self._tokenizer.decode,
+            options=PipelineOptions(
+                router_id=router_id,
+                max_retries=router.max_retries,
+                max_unacked_tokens=config.decode.max_unacked_tokens,
+            ),
+            clock=asyncio.get_running_loop().time,
+        )
+        self._service = InferenceService(
+            pipeline=self.pipeline,
+            intake=intake,
+            tokenizer=self._tokenizer,
+            membership=self._membership,
+            card=card,
+            config=router,
+        )
+        self._health = health.aio.HealthServicer()
+        self._grpc = self._make_grpc_server()
+        self._http = HttpServer(create_app(is_ready=lambda: self.ready, registry=self._registry))
+        self._listener: socket.socket | None = None
+        self._http_task: asyncio.Task[None] | None = None
+        self._health_task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._draining = False
+        self.grpc_address = ""
+        self.http_address = ""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request can be served now."""
+        return self._membership.snapshot.ready and not self._draining
+
+    async def start(self) -> None:
+        """Opens both ports and begins to follow the cluster; OSError where a port is taken."""
+        router = self._config.router
+        self._listener = socket.create_server((router.host, router.http_port))
+        self.http_address = f"{router.host}:{self._listener.getsockname()[1]}"
+        self.grpc_address = f"{router.host}:{self._listen(router.host, router.grpc_port)}"
+        self._membership.subscribe(self._queue.update)
+        self._membership.subscribe(self._cluster_changed)
+        self._membership.start()
+        self._health_task = asyncio.create_task(self._follow_readiness())
+        await self._grpc.start()
+        self._http_task = asyncio.create_task(self._http.serve(sockets=[self._listener]))
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuses new requests; returns when the running ones have ended, or after `timeout_s`."""
+        self._draining = True
+        await self._health.enter_graceful_shutdown()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.pipeline.drain()
+        except TimeoutError:
+            _log.warning("%d requests were still running after %g s", self.pipeline.num_running, timeout_s)
+
+    async def stop(self) -> None:
+        """Cancels what still runs and closes everything."""
+        self._queue.close()
+        await self._grpc.stop(_STOP_GRACE_S)
+        self._http.should_exit = True
+        if self._http_task is not None:
+            await self._http_task
+        if self._listener is not None:
+            self._listener.close()
+        if self._health_task is not None:
+            self._health_task.cancel()
+            await asyncio.gather(self._health_task, return_exceptions=True)
+        await self._membership.close()
+        self._tokenizer.close()
+
+    def _make_grpc_server(self) -> grpc.aio.Server:
+        max_bytes = self._config.router.max_message_bytes
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", max_bytes),
+                ("grpc.max_send_message_length", max_bytes),
+                # Two routers on one port would share its requests unnoticed.
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_timeout_ms", 10_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ]
+        )
+        inference_pb2_grpc.add_InferenceServicer_to_server(self._service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        return server
+
+    def _listen(self, host: str, port: int) -> int:
+        try:
+            return self._grpc.add_insecure_port(f"{host}:{port}")
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {host}:{port}: {error}") from error
+
+    def _cluster_changed(self, snapshot: ClusterSnapshot, key: WorkerKey | None) -> None:
+        self._metrics.workers.labels("prefill").set(sum(view.connected for view in snapshot.prefill))
+        self._metrics.workers.labels("decode").set(sum(view.connected for view in snapshot.decode))
+        self._changed.set()
+
+    async def _follow_readiness(self) -> None:
+        """Keeps grpc.health.v1 in step with `ready`."""
+        while True:
+            self._changed.clear()
+            status = (
+                health_pb2.HealthCheckResponse.SERVING if self.ready else health_pb2.HealthCheckResponse.NOT_SERVING
+            )
+            for service in (_SERVICE, health.OVERALL_HEALTH):
+                await self._health.set(service, status)
+            await self._changed.wait()

@@ -1,0 +1,102 @@
+"""Requests as the clients put them on the wire."""
+
+from __future__ import annotations
+
+import pytest
+
+from baton.client import GenerateOptions
+from baton.client.request import build_request
+from baton.v1 import inference_pb2
+
+
+def test_text_and_token_ids_are_the_two_kinds_of_prompt() -> None:
+    assert build_request("hello").text == "hello"
+    assert list(build_request([5, 6, 7]).token_ids.ids) == [5, 6, 7]
+    assert build_request([]).WhichOneof("prompt") == "token_ids"
+
+
+def test_what_is_left_out_or_none_stays_unset_so_that_the_server_decides() -> None:
+    request = build_request("hello", temperature=None, max_tokens=None)
+    assert request == inference_pb2.GenerateRequest(text="hello", sampling=inference_pb2.SamplingParams())
+    assert not request.sampling.HasField("temperature")
+
+
+def test_zero_is_a_value_and_not_unset() -> None:
+    sampling = build_request("hello", temperature=0.0, logprobs=0, seed=0).sampling
+    assert sampling.HasField("temperature")
+    assert sampling.HasField("logprobs")
+    assert sampling.HasField("seed")
+
+
+def test_every_option_reaches_its_field() -> None:
+    request = build_request(
+        "hello",
+        max_tokens=5,
+        temperature=0.5,
+        top_p=0.75,
+        top_k=3,
+        min_p=0.25,
+        presence_penalty=0.5,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.5,
+        seed=1 << 60,
+        n=2,
+        stop=["a", "b"],
+        stop_token_ids=[7],
+        ignore_eos=True,
+        min_tokens=1,
+        logit_bias={4: -1.5},
+        logprobs=2,
+        echo=True,
+        model="demo",
+        priority=-3,
+        cache_salt="tenant",
+        request_id="r-1",
+        timeout_s=2.0,
+    )
+    assert request == inference_pb2.GenerateRequest(
+        text="hello",
+        model="demo",
+        priority=-3,
+        cache_salt="tenant",
+        request_id="r-1",
+        sampling=inference_pb2.SamplingParams(
+            max_tokens=5,
+            temperature=0.5,
+            top_p=0.75,
+            top_k=3,
+            min_p=0.25,
+            presence_penalty=0.5,
+            frequency_penalty=-0.5,
+            repetition_penalty=1.5,
+            seed=1 << 60,
+            n=2,
+            stop=["a", "b"],
+            stop_token_ids=[7],
+            ignore_eos=True,
+            min_tokens=1,
+            logit_bias={4: -1.5},
+            logprobs=2,
+            echo=True,
+        ),
+    )
+
+
+def test_there_is_an_option_for_every_field_of_the_wire() -> None:
+    wire = set(inference_pb2.SamplingParams.DESCRIPTOR.fields_by_name)
+    wire |= set(inference_pb2.GenerateRequest.DESCRIPTOR.fields_by_name) - {"text", "token_ids", "sampling"}
+    assert set(GenerateOptions.__annotations__) == wire | {"timeout_s"}
+
+
+def test_one_stop_string_needs_no_list() -> None:
+    assert list(build_request("hello", stop="User:").sampling.stop) == ["User:"]
+
+
+def test_an_option_that_does_not_exist_is_named() -> None:
+    with pytest.raises(TypeError, match="max_token, temprature"):
+        build_request("hello", temprature=1.0, max_token=3)  # type: ignore[call-arg]
+
+
+def test_a_negative_token_id_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="-1"):
+        build_request([3, -1])

@@ -1,0 +1,230 @@
+"""A decode worker without a model; see `mock_workers`."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from baton.internal.v1 import transfer_pb2, worker_pb2, worker_pb2_grpc
+from baton.requests import RequestSpec
+from baton.wire import ref_to_wire, spec_from_wire
+from tests.router.mock_workers import Context, Name, Script, Worker, make_token, open_gate
+
+
+@dataclasses.dataclass
+class Reservation:
+    """One request at a mock decode worker."""
+
+    spec: RequestSpec
+    next_position: list[int]
+    finished: list[bool]
+    committed: bool = False
+    announced: bool = False
+    acked: list[int] = dataclasses.field(default_factory=list)
+    unacked: dict[tuple[int, int], worker_pb2.TokenOut] = dataclasses.field(default_factory=dict)
+
+    def num_unacked(self, choice: int) -> int:
+        return self.next_position[choice] - self.acked[choice]
+
+
+class MockDecode(Worker):
+    """Grants every reservation (unless told to refuse) and emits one token a step for each committed choice."""
+
+    role = "decode"
+
+    def __init__(self, name: str, epoch: int, script: Script, *, step_s: float = 0.0, total_blocks: int = 64) -> None:
+        self.reservations: dict[Name, Reservation] = {}
+        self.reserves: list[worker_pb2.ReserveRequest] = []
+        self.hellos: list[worker_pb2.AttachHello] = []
+        self.acks: list[tuple[str, int, int, int]] = []
+        self.num_ack_messages = 0
+        self.refusals = 0
+        self.cached_tokens = 0
+        self.accepts_attach = True
+        self.sends_finished = True
+        self.reserve_gate = open_gate()
+        self.step_gate = open_gate()
+        self._step_s = step_s
+        self._outputs: dict[str, asyncio.Queue[worker_pb2.StepOutput | None]] = {}
+        self._work = asyncio.Event()
+        self._engine: asyncio.Task[None] | None = None
+        super().__init__(name, epoch, script, total_blocks=total_blocks)
+
+    async def start(self) -> None:
+        await super().start()
+        self._engine = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._engine is not None:
+            self._engine.cancel()
+            await asyncio.gather(self._engine, return_exceptions=True)
+        await super().stop()
+
+    def break_attach(self) -> None:
+        """Ends every Attach call with an error; tokens are kept."""
+        for queue in self._outputs.values():
+            queue.put_nowait(None)
+
+    def commit(self, name: Name, first_tokens: Iterable[worker_pb2.TokenOut] = ()) -> None:
+        """The KV is here: decoding goes on after the first tokens."""
+        reservation = self.reservations.get(name)
+        if reservation is None:
+            return
+        for token in first_tokens:
+            reservation.next_position[token.choice] = reservation.acked[token.choice] = token.position + 1
+            reservation.finished[token.choice] = bool(token.finish_reason)
+        reservation.committed = True
+        self._work.set()
+
+    def abort(self, name: Name) -> None:
+        """The prefill worker has nothing to send."""
+        self.reservations.pop(name, None)
+
+    def preempt(self, name: Name) -> None:
+        reservation = self.reservations.pop(name)
+        self._send_update(reservation, state=worker_pb2.REQUEST_STATE_PREEMPTED)
+
+    def fail(self, name: Name, status: str, message: str) -> None:
+        reservation = self.reservations.pop(name)
+        self._send_update(reservation, state=worker_pb2.REQUEST_STATE_FAILED, status=status, message=message)
+
+    async def Reserve(  # noqa: N802
+        self, request: worker_pb2.ReserveRequest, context: Context
+    ) -> worker_pb2.ReserveResponse:
+        self.reserves.append(request)
+        self._changed.set()
+        await self.reserve_gate.wait()
+        if self.refusals:
+            self.refusals -= 1
+            return worker_pb2.ReserveResponse(refusal=worker_pb2.Refusal(reason="no room", needed_blocks=9))
+        spec = spec_from_wire(request.spec)
+        name = (spec.ref.request_id, spec.ref.attempt)
+        if name in self.cancelled:
+            await context.abort(grpc.StatusCode.CANCELLED, "cancelled before")
+        positions = [len(spec.forced_tokens(choice)) for choice in range(spec.sampling.n)]
+        finished = [bool(spec.delivered) and spec.delivered[choice].finished for choice in range(spec.sampling.n)]
+        self.reservations[name] = Reservation(spec, positions, finished, acked=list(positions))
+        if request.local_prefill:
+            self.commit(name)
+        ticket = transfer_pb2.Ticket(
+            ref=request.spec.ref, reservation=len(self.reserves), worker=self.name, epoch=self.epoch
+        )
+        return worker_pb2.ReserveResponse(ticket=ticket)
+
+    async def Attach(  # noqa: N802
+        self, requests: AsyncIterator[worker_pb2.AttachRequest], context: Context
+    ) -> AsyncIterator[worker_pb2.StepOutput]:
+        hello = (await anext(requests)).hello
+        self.hellos.append(hello)
+        self._changed.set()
+        if not self.accepts_attach:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not accepting")
+        if hello.epoch != self.epoch:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"epoch is {self.epoch}")
+        queue = self._outputs[hello.router_id] = asyncio.Queue()
+        queue.put_nowait(self._resume(hello))
+        reader = asyncio.create_task(self._read(requests))
+        try:
+            while (output := await queue.get()) is not None:
+                yield output
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+            if self._outputs.get(hello.router_id) is queue:
+                del self._outputs[hello.router_id]
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "attach broken")
+
+    def on_cancel(self, name: Name) -> None:
+        self.reservations.pop(name, None)
+        super().on_cancel(name)
+
+    def _add_to(self, server: grpc.aio.Server) -> None:
+        worker_pb2_grpc.add_DecodeWorkerServicer_to_server(self, server)  # type: ignore[arg-type]
+
+    async def _read(self, requests: AsyncIterator[worker_pb2.AttachRequest]) -> None:
+        async for request in requests:
+            self.num_ack_messages += bool(request.acks)
+            for cursor in request.acks:
+                self._acknowledge(cursor)
+            for ref in request.cancels:
+                self.on_cancel((ref.request_id, ref.attempt))
+            self._changed.set()
+
+    def _resume(self, hello: worker_pb2.AttachHello) -> worker_pb2.StepOutput:
+        output = worker_pb2.StepOutput()
+        for cursor in hello.cursors:
+            reservation = self.reservations.get((cursor.ref.request_id, cursor.ref.attempt))
+            if reservation is not None:
+                output.tokens.extend(
+                    token
+                    for (choice, position), token in reservation.unacked.items()
+                    if choice == cursor.choice and position >= cursor.position
+                )
+        return output
+
+    def _acknowledge(self, cursor: worker_pb2.Cursor) -> None:
+        self.acks.append((cursor.ref.request_id, cursor.ref.attempt, cursor.choice, cursor.position))
+        reservation = self.reservations.get((cursor.ref.request_id, cursor.ref.attempt))
+        if reservation is None:
+            return
+        choice = cursor.choice
+        for position in range(reservation.acked[choice], cursor.position):
+            reservation.unacked.pop((choice, position), None)
+        reservation.acked[choice] = max(reservation.acked[choice], cursor.position)
+        self._work.set()
+
+    async def _run(self) -> None:
+        """The engine: a token for every choice that may go on, all in one message for each router."""
+        while True:
+            await self.step_gate.wait()
+            if not self._step():
+                self._work.clear()
+                await self._work.wait()
+            await asyncio.sleep(self._step_s)
+
+    def _step(self) -> bool:
+        outputs: dict[str, worker_pb2.StepOutput] = {}
+        for reservation in list(self.reservations.values()):
+            if reservation.committed and not all(reservation.finished):
+                output = outputs.setdefault(reservation.spec.router_id, worker_pb2.StepOutput())
+                self._step_request(reservation, output)
+        worked = False
+        for router_id, output in outputs.items():
+            if output.tokens:
+                worked = True
+                if (queue := self._outputs.get(router_id)) is not None:
+                    queue.put_nowait(output)
+        self._changed.set()
+        return worked
+
+    def _step_request(self, reservation: Reservation, output: worker_pb2.StepOutput) -> None:
+        spec, ref = reservation.spec, ref_to_wire(reservation.spec.ref)
+        for choice in range(spec.sampling.n):
+            if reservation.finished[choice] or reservation.num_unacked(choice) >= spec.max_unacked_tokens:
+                continue
+            position = reservation.next_position[choice]
+            token = make_token(spec, choice, position, self.script)
+            reservation.unacked[choice, position] = token
+            reservation.next_position[choice] += 1
+            reservation.finished[choice] = bool(token.finish_reason)
+            output.tokens.append(token)
+        if not reservation.announced:
+            reservation.announced = True
+            output.updates.add(
+                ref=ref,
+                state=worker_pb2.REQUEST_STATE_DECODING,
+                first_decode_step_s=0.002,
+                local_prefill_s=0.003,
+                cached_tokens=self.cached_tokens,
+            )
+        if all(reservation.finished) and self.sends_finished:
+            output.updates.add(ref=ref, state=worker_pb2.REQUEST_STATE_FINISHED, decode_s=0.25)
+
+    def _send_update(self, reservation: Reservation, **fields: Any) -> None:
+        update = worker_pb2.RequestUpdate(ref=ref_to_wire(reservation.spec.ref), **fields)
+        self._outputs[reservation.spec.router_id].put_nowait(worker_pb2.StepOutput(updates=[update]))

@@ -1,0 +1,251 @@
+"""Workers without models: they speak the real protocol over real sockets and say what a script says.
+
+Everything runs on the caller's event loop. Gates (`asyncio.Event`s, open at first) hold a worker at a point; lists
+record what it was asked; `until` waits for a condition on them. Good for tests and for measuring the router alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from baton.internal.v1 import transfer_pb2, worker_pb2, worker_pb2_grpc
+from baton.requests import FinishReason, RequestSpec
+from baton.v1 import inference_pb2
+from baton.wire import ref_from_wire, ref_to_wire, spec_from_wire
+
+BLOCK_SIZE = 16
+Context = grpc.aio.ServicerContext[Any, Any]
+# (choice, position) -> token id
+Script = Callable[[int, int], int]
+Name = tuple[str, int]
+
+
+def fingerprint() -> transfer_pb2.LayoutFingerprint:
+    return transfer_pb2.LayoutFingerprint(
+        model="mock",
+        revision="r1",
+        dtype="float32",
+        codec="raw",
+        block_size=BLOCK_SIZE,
+        num_layers=2,
+        num_kv_heads=2,
+        head_dim=8,
+        groups=["full:0,1"],
+    )
+
+
+class Worker:
+    """What both mock roles share: a server, the Watch stream, leases, and waiting for conditions."""
+
+    role = ""
+
+    def __init__(self, name: str, epoch: int, script: Script, *, total_blocks: int = 64) -> None:
+        self.name = name
+        self.epoch = epoch
+        self.script = script
+        self.state = worker_pb2.WorkerState(free_blocks=total_blocks, total_blocks=total_blocks, token_credit=100_000)
+        self.hashes: set[bytes] = set()
+        self.cancelled: list[Name] = []
+        self.renewed: list[Name] = []
+        self.forgotten: set[Name] = set()
+        self.num_watches = 0
+        self._watchers: list[asyncio.Queue[worker_pb2.WorkerState | None]] = []
+        self._changed = asyncio.Event()
+        self._server = grpc.aio.server()
+        self._add_to(self._server)
+        self._port = self._server.add_insecure_port("127.0.0.1:0")
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+    def info(self) -> worker_pb2.WorkerInfo:
+        return worker_pb2.WorkerInfo(
+            role=self.role,
+            name=self.name,
+            epoch=self.epoch,
+            address=self.address,
+            architecture="MockForCausalLM",
+            dtype="float32",
+            vocab_size=300,
+            max_model_len=512,
+            block_size=BLOCK_SIZE,
+            total_blocks=self.state.total_blocks,
+            layout=fingerprint(),
+            max_sequence_tokens=(self.state.total_blocks - 1) * BLOCK_SIZE,
+        )
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Like a death: every call breaks, and nobody listens any more."""
+        await self._server.stop(None)
+
+    async def until(self, condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+        """Returns when the condition holds; it is looked at after everything that happens to this worker."""
+        async with asyncio.timeout(timeout_s):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+    def publish(self, stored: Iterable[bytes] = (), removed: Iterable[bytes] = (), **changes: Any) -> None:
+        """Sends a new state to all watchers."""
+        for name, value in changes.items():
+            setattr(self.state, name, value)
+        self.hashes = (self.hashes | set(stored)) - set(removed)
+        for watcher in self._watchers:
+            message = worker_pb2.WorkerState()
+            message.CopyFrom(self.state)
+            message.stored.extend(stored)
+            message.removed.extend(removed)
+            watcher.put_nowait(message)
+
+    def break_watch(self) -> None:
+        for watcher in self._watchers:
+            watcher.put_nowait(None)
+
+    def skip_sequence(self) -> None:
+        """Loses a state on its way: the next one leaves a gap."""
+        for watcher in self._watchers:
+            watcher.put_nowait(worker_pb2.WorkerState(sequence=1))
+
+    async def Watch(self, request: worker_pb2.WatchRequest, context: Context) -> AsyncIterator[worker_pb2.WorkerState]:  # noqa: N802
+        self.num_watches += 1
+        queue: asyncio.Queue[worker_pb2.WorkerState | None] = asyncio.Queue()
+        first = worker_pb2.WorkerState(snapshot=True, stored=self.hashes)
+        first.MergeFrom(self.state)
+        queue.put_nowait(first)
+        self._watchers.append(queue)
+        self._changed.set()
+        sequence = 1
+        try:
+            while (state := await queue.get()) is not None:
+                if state.sequence:
+                    sequence += 1
+                    continue
+                state.sequence = sequence
+                sequence += 1
+                yield state
+        finally:
+            self._watchers.remove(queue)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "watch broken")
+
+    async def RenewLeases(  # noqa: N802
+        self, request: worker_pb2.RenewLeasesRequest, context: Context
+    ) -> worker_pb2.RenewLeasesResponse:
+        names = [(ref.request_id, ref.attempt) for ref in request.refs]
+        self.renewed += names
+        self._changed.set()
+        return worker_pb2.RenewLeasesResponse(
+            unknown=[ref for ref in request.refs if (ref.request_id, ref.attempt) in self.forgotten]
+        )
+
+    async def Cancel(self, request: worker_pb2.CancelRequest, context: Context) -> worker_pb2.CancelResponse:  # noqa: N802
+        for ref in request.refs:
+            self.on_cancel((ref.request_id, ref.attempt))
+        return worker_pb2.CancelResponse()
+
+    def on_cancel(self, name: Name) -> None:
+        self.cancelled.append(name)
+        self._changed.set()
+
+    def _add_to(self, server: grpc.aio.Server) -> None:
+        raise AssertionError
+
+
+class CommitTarget(Protocol):
+    """The decode worker of a ticket: a mock one, or one that a benchmark brings."""
+
+    def commit(self, name: Name, first_tokens: Iterable[worker_pb2.TokenOut]) -> None: ...
+
+    def abort(self, name: Name) -> None: ...
+
+
+class MockPrefill(Worker):
+    """Answers with the script's first tokens and tells the ticket's decode worker that all has arrived."""
+
+    role = "prefill"
+
+    def __init__(self, name: str, epoch: int, script: Script, *, total_blocks: int = 64) -> None:
+        self.requests: list[worker_pb2.PrefillRequest] = []
+        self.peers: dict[str, CommitTarget] = {}
+        self.cached_tokens = 0
+        # Each Prefill call takes one: (events to send before failing, the status).
+        self.failures: list[tuple[int, grpc.StatusCode]] = []
+        self.first_gate = open_gate()
+        self.commit_gate = open_gate()
+        self.done_gate = open_gate()
+        super().__init__(name, epoch, script, total_blocks=total_blocks)
+
+    async def Prefill(  # noqa: N802
+        self, request: worker_pb2.PrefillRequest, context: Context
+    ) -> AsyncIterator[worker_pb2.PrefillEvent]:
+        self.requests.append(request)
+        self._changed.set()
+        num_events, status = self.failures.pop(0) if self.failures else (-1, grpc.StatusCode.OK)
+        try:
+            async for event in self._events(request):
+                if num_events == 0:
+                    await context.abort(status, "scripted failure")
+                num_events -= 1
+                yield event
+        except asyncio.CancelledError:
+            self.on_cancel((request.spec.ref.request_id, request.spec.ref.attempt))
+            raise
+
+    def _add_to(self, server: grpc.aio.Server) -> None:
+        worker_pb2_grpc.add_PrefillWorkerServicer_to_server(self, server)  # type: ignore[arg-type]
+
+    async def _events(self, request: worker_pb2.PrefillRequest) -> AsyncIterator[worker_pb2.PrefillEvent]:
+        spec = spec_from_wire(request.spec)
+        name = (spec.ref.request_id, spec.ref.attempt)
+        yield worker_pb2.PrefillEvent(started=worker_pb2.PrefillStarted(cached_tokens=self.cached_tokens))
+        await self.first_gate.wait()
+        tokens = [make_token(spec, choice, spec.first_position, self.script) for choice in spec.sampled_choices]
+        yield worker_pb2.PrefillEvent(first_tokens=worker_pb2.PrefillFirstTokens(tokens=tokens, prefill_s=0.125))
+        await self.commit_gate.wait()
+        peer = self.peers[request.ticket.worker]
+        committed = spec.sampling.n != len(tokens) or not all(token.finish_reason for token in tokens)
+        if committed:
+            peer.commit(name, tokens)
+        else:
+            peer.abort(name)
+        await self.done_gate.wait()
+        done = worker_pb2.PrefillDone(committed=committed, transfer_s=0.5, bytes=1, transport="mock")
+        yield worker_pb2.PrefillEvent(done=done)
+
+
+def make_token(spec: RequestSpec, choice: int, position: int, script: Script) -> worker_pb2.TokenOut:
+    """What a real worker would send, with its finish reason and scripted logprobs if asked for."""
+    token_id = script(choice, position)
+    reason: FinishReason = spec.sampling.finish_reason(token_id, position + 1)
+    token = worker_pb2.TokenOut(
+        ref=ref_to_wire(spec.ref),
+        choice=choice,
+        position=position,
+        token_id=token_id,
+        finish_reason=inference_pb2.FinishReason.ValueType(int(reason)),
+    )
+    if spec.sampling.logprobs is not None:
+        token.logprobs.sampled.token_id = token_id
+        token.logprobs.sampled.logprob = -0.5
+        for rank in range(spec.sampling.logprobs):
+            token.logprobs.top.add(token_id=rank, logprob=-1.0 - rank)
+    return token
+
+
+def name_of(ref: transfer_pb2.AttemptRef) -> Name:
+    named = ref_from_wire(ref)
+    return named.request_id, named.attempt
+
+
+def open_gate() -> asyncio.Event:
+    gate = asyncio.Event()
+    gate.set()
+    return gate

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baton.errors import UnavailableError
+from baton.internal.v1 import transfer_pb2, worker_pb2
+from router.ledger import Ledger
+from router.placement import Decision, Placement
+from router.recovery import Failure, FailureKind
+from router.request_state import Attempt, TokenMerge
+from router.snapshot import WorkerKey
+
+REF = transfer_pb2.AttemptRef(request_id="r", attempt=1)
+
+
+def token(position: int, choice: int = 0) -> worker_pb2.TokenOut:
+    return worker_pb2.TokenOut(ref=REF, choice=choice, position=position, token_id=100 + position)
+
+
+def new_attempt(*, local: bool = False) -> Attempt:
+    placement = Placement(
+        decode=WorkerKey("decode-0", 1),
+        prefill=None if local else WorkerKey("prefill-0", 2),
+        decision=Decision.REMOTE,
+        blocks=1,
+        prefill_tokens=1,
+        cost=0.0,
+    )
+    return Attempt(REF, Ledger().charge(placement), [0])
+
+
+def positions(tokens: list[worker_pb2.TokenOut]) -> list[tuple[int, int]]:
+    return [(entry.choice, entry.position) for entry in tokens]
+
+
+class TestTokenMerge:
+    def test_decode_tokens_wait_for_the_first_one(self) -> None:
+        merge = TokenMerge([0])
+        merge.offer(token(1))
+        merge.offer(token(2))
+        assert merge.take() == []
+        merge.offer(token(0))
+        assert positions(merge.take()) == [(0, 0), (0, 1), (0, 2)]
+
+    def test_choices_do_not_wait_for_each_other(self) -> None:
+        merge = TokenMerge([0, 0])
+        merge.offer(token(1, choice=0))
+        merge.offer(token(0, choice=1))
+        assert positions(merge.take()) == [(1, 0)]
+
+    def test_a_replay_begins_after_what_was_delivered(self) -> None:
+        merge = TokenMerge([3])
+        merge.offer(token(2))
+        merge.offer(token(3))
+        assert positions(merge.take()) == [(0, 3)]
+
+    @given(st.data())
+    def test_any_order_with_any_duplicates_gives_each_token_once_in_order(self, data: st.DataObject) -> None:
+        sent = [(choice, position) for choice in range(3) for position in range(6)]
+        order = data.draw(st.permutations(sent + data.draw(st.lists(st.sampled_from(sent)))))
+        merge = TokenMerge([0, 0, 0])
+        taken = []
+        for choice, position in order:
+            merge.offer(token(position, choice))
+            if data.draw(st.booleans()):
+                taken += positions(merge.take())
+        taken += positions(merge.take())
+        for choice in range(3):
+            assert [position for owner, position in taken if owner == choice] == list(range(6))
+
+
+class TestAttempt:
+    async def test_wait_returns_what_is_there_before_it_tells_of_a_failure(self) -> None:
+        attempt = new_attempt()
+        attempt.decoded(token(0))
+        attempt.fail(Failure(FailureKind.DECODE_LOST, UnavailableError("gone")))
+        assert positions(await attempt.wait()) == [(0, 0)]
+        assert await attempt.wait() == []
+
+    async def test_wait_sleeps_while_tokens_are_out_of_order(self) -> None:
+        attempt = new_attempt()
+        waiting = asyncio.create_task(attempt.wait())
+        attempt.decoded(token(1))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        attempt.prefilled(
+            worker_pb2.PrefillEvent(first_tokens=worker_pb2.PrefillFirstTokens(tokens=[token(0)], prefill_s=0.5))
+        )
+        assert positions(await waiting) == [(0, 0), (0, 1)]
+        assert attempt.progress.prefill_s == 0.5
+
+    async def test_the_first_failure_counts(self) -> None:
+        attempt = new_attempt()
+        first = Failure(FailureKind.PREFILL_FAILED, UnavailableError("first"))
+        attempt.fail(first)
+        attempt.fail(Failure(FailureKind.DECODE_LOST, UnavailableError("second")))
+        assert attempt.failure is first
+
+    async def test_a_decode_token_a_decoding_update_or_a_commit_each_show_that_the_kv_is_there(self) -> None:
+        by_token, by_update, by_done = new_attempt(), new_attempt(), new_attempt()
+        by_token.decoded(token(1))
+        by_update.updated(worker_pb2.RequestUpdate(ref=REF, state=worker_pb2.REQUEST_STATE_DECODING))
+        by_done.prefilled(worker_pb2.PrefillEvent(done=worker_pb2.PrefillDone(committed=True, transfer_s=1.5)))
+        assert by_token.committed
+        assert by_update.committed
+        assert by_done.committed
+        assert by_done.progress.exposed_transfer_s() == 1.5
+
+    async def test_cached_tokens_are_those_of_whoever_prefills(self) -> None:
+        update = worker_pb2.RequestUpdate(
+            ref=REF, state=worker_pb2.REQUEST_STATE_DECODING, cached_tokens=48, local_prefill_s=0.25
+        )
+        remote, local = new_attempt(), new_attempt(local=True)
+        remote.prefilled(worker_pb2.PrefillEvent(started=worker_pb2.PrefillStarted(cached_tokens=16)))
+        remote.updated(update)
+        local.updated(update)
+        assert remote.progress.cached_tokens == 16
+        assert local.progress.cached_tokens == 48
+        assert local.progress.prefill_s == 0.25
