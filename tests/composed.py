@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry
 
@@ -82,10 +82,10 @@ class Pair:
         self,
         model: pathlib.Path,
         *,
-        block_size: int = 16,
+        block_size: Any = 16,
         prefill_blocks: int = 256,
         decode_blocks: int = 256,
-        attention: str = "cpu",
+        attention: Literal["reference", "cpu"] = "cpu",
         prefill: PrefillConfig | None = None,
         decode: DecodeConfig | None = None,
     ) -> None:
@@ -238,7 +238,7 @@ class Pair:
     # What came out
 
     def tokens(self, spec: RequestSpec, choice: int = 0) -> list[int]:
-        """All tokens of a choice that the client would have: delivered ones, the prefill worker's, the decode worker's."""
+        """All tokens of a choice that the client would have: delivered ones, then those of both workers."""
         found = dict(enumerate(spec.forced_tokens(choice)))
         for token in [*self.first_tokens(spec), *self.outbox.tokens]:
             if token.ref == spec.ref and token.choice == choice:

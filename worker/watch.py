@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from baton.internal.v1 import worker_pb2
 
@@ -62,7 +62,7 @@ class WatchPublisher:
                 subscriber.removed.difference_update(stored)
                 subscriber.loop.call_soon_threadsafe(subscriber.changed.set)
 
-    async def watch(self) -> AsyncIterator[worker_pb2.WorkerState]:
+    async def watch(self) -> AsyncGenerator[worker_pb2.WorkerState, None]:
         """Messages for one router, until it goes."""
         subscriber = _Subscriber(asyncio.get_running_loop())
         subscriber.changed.set()

@@ -52,7 +52,7 @@ class ClusterUnderTest(LocalCluster):
     def assert_nothing_left(self) -> None:
         """Waits a moment for every process to end, then looks for processes and shared memory."""
         _, alive = psutil.wait_procs(self.processes(), timeout=END_TIMEOUT_S)
-        left = [" ".join(process.cmdline()) for process in alive]
+        left = [str(process) for process in alive]
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -60,7 +60,7 @@ class TestChoices:
         self, make_pair: MakePair, length: int, local: bool
     ) -> None:
         pair = make_pair()
-        sampling = {"n": 3, "temperature": 1.0, "seed": 7, "max_tokens": 12}
+        sampling: dict[str, Any] = {"n": 3, "temperature": 1.0, "seed": 7, "max_tokens": 12}
         spec = pair.start(pair.spec(prompt_of(length), **sampling), local_prefill=local)
         pair.run()
         choices = [pair.tokens(spec, choice) for choice in range(3)]
@@ -95,7 +95,7 @@ class TestForcedTokens:
         self, make_pair: MakePair, local: bool, num_delivered: int
     ) -> None:
         pair = make_pair()
-        sampling = {"temperature": 0.9, "seed": 11, "max_tokens": 12, "frequency_penalty": 0.5}
+        sampling: dict[str, Any] = {"temperature": 0.9, "seed": 11, "max_tokens": 12, "frequency_penalty": 0.5}
         (whole,) = finish_alone(pair, prompt_of(30), **sampling)
         replay = pair.spec(prompt_of(30), attempt=2, delivered=[Delivered(tuple(whole[:num_delivered]))], **sampling)
         pair.start(replay, local_prefill=local)
@@ -108,7 +108,7 @@ class TestForcedTokens:
     @pytest.mark.parametrize("local", [False, True])
     def test_choices_are_replayed_each_from_its_own_tokens(self, make_pair: MakePair, local: bool) -> None:
         pair = make_pair()
-        sampling = {"n": 3, "temperature": 0.9, "seed": 5, "max_tokens": 12}
+        sampling: dict[str, Any] = {"n": 3, "temperature": 0.9, "seed": 5, "max_tokens": 12}
         whole = finish_alone(pair, prompt_of(30), **sampling)
         delivered = [Delivered(tuple(whole[0][:7])), Delivered(()), Delivered(tuple(whole[2]), finished=True)]
         replay = pair.start(pair.spec(prompt_of(30), attempt=2, delivered=delivered, **sampling), local_prefill=local)
@@ -120,7 +120,8 @@ class TestEnds:
     def test_a_first_token_that_ends_the_only_choice_aborts_the_push(self, make_pair: MakePair) -> None:
         pair = make_pair()
         ((first, *_),) = finish_alone(pair, prompt_of(30))
-        for ending in ({"max_tokens": 1}, {"stop_token_ids": (first,)}, {"eos_token_ids": (first,)}):
+        endings: list[dict[str, Any]] = [{"max_tokens": 1}, {"stop_token_ids": (first,)}, {"eos_token_ids": (first,)}]
+        for ending in endings:
             spec = pair.start(pair.spec(prompt_of(30), **ending))
             pair.run()
             assert pair.tokens(spec) == [first]
@@ -346,13 +347,14 @@ class TestScarcity:
 
     def test_a_request_that_can_never_fit_is_invalid(self, make_pair: MakePair) -> None:
         pair = make_pair(decode_blocks=12)
-        for too_much in ({"max_tokens": 100}, {"n": 16, "max_tokens": 30}):
+        beyond: list[dict[str, Any]] = [{"max_tokens": 100}, {"n": 16, "max_tokens": 30}]
+        for too_much in beyond:
             with pytest.raises(InvalidRequestError, match="max_tokens"):
                 pair.decode.reserve(pair.spec(prompt_of(90), **too_much), local_prefill=False)
 
     def test_the_newest_is_preempted_and_resumes_with_the_same_tokens(self, make_pair: MakePair) -> None:
         roomy = make_pair()
-        sampling = {"max_tokens": 60, "temperature": 0.8, "seed": 2}
+        sampling: dict[str, Any] = {"max_tokens": 60, "temperature": 0.8, "seed": 2}
         expected = [finish_alone(roomy, prompt_of(40, seed), **sampling)[0] for seed in (1, 2)]
         pair = make_pair(decode_blocks=11)
         old = pair.start(pair.spec(prompt_of(40, 1), **sampling))

@@ -7,6 +7,7 @@ import pathlib
 import socket
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -50,7 +51,7 @@ def client(cluster: ClusterUnderTest) -> Iterator[Client]:
         assert_idle(client)
 
 
-GREEDY = {"temperature": 0.0, "ignore_eos": True}
+GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
 
 
 class TestAnswers:
@@ -80,7 +81,7 @@ class TestAnswers:
         assert deltas[-1].timings.prefill_worker.startswith("prefill-")
 
     def test_a_seed_gives_the_same_samples_on_any_worker_and_in_any_batch(self, client: Client) -> None:
-        options = {"temperature": 1.0, "seed": 42, "n": 3, "max_tokens": 16, "ignore_eos": True}
+        options: dict[str, Any] = {"temperature": 1.0, "seed": 42, "n": 3, "max_tokens": 16, "ignore_eos": True}
         alone = client.generate(prompt_of(50), **options)
         again = [client.generate(prompt_of(50), cache_salt=str(salt), **options) for salt in range(3)]
         for completion in again:
@@ -214,9 +215,9 @@ class TestNonsense:
             ({"min_tokens": 20, "max_tokens": 10}, "min_tokens"),
         ],
     )
-    def test_a_bad_field_is_named(self, client: Client, options: dict[str, object], says: str) -> None:
+    def test_a_bad_field_is_named(self, client: Client, options: dict[str, Any], says: str) -> None:
         with pytest.raises(InvalidRequestError) as caught:
-            client.generate(prompt_of(10), **options)  # type: ignore[arg-type]
+            client.generate(prompt_of(10), **options)
         assert says in caught.value.field
 
     @pytest.mark.parametrize("prompt", ["", [], [VOCAB_SIZE], prompt_of(MAX_MODEL_LEN), prompt_of(MAX_MODEL_LEN + 1)])
@@ -242,7 +243,7 @@ class TestNonsense:
             while raw.recv(4096):
                 pass
         with grpc.insecure_channel(cluster.target) as channel:
-            call = channel.unary_stream("/baton.v1.Inference/Generate")
+            call: Any = channel.unary_stream("/baton.v1.Inference/Generate")
             with pytest.raises(grpc.RpcError):
                 list(call(b"\xff\xff\xff not a message"))
         assert client.generate("hello", max_tokens=1).usage.completion_tokens == 1

@@ -83,9 +83,7 @@ class Request:
     target: int
 
 
-request_shapes = st.lists(
-    st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2)), min_size=1, max_size=8
-)
+request_shapes = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2)), min_size=1, max_size=8)
 
 
 @settings(max_examples=200)

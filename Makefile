@@ -1,0 +1,38 @@
+# Every target sets up what it needs; an existing .venv is used, and completed if something is missing in it.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.baton-ready
+PACKAGES := baton engine kvtransfer worker prefill_worker decode_worker router bench deploy tests
+
+.PHONY: run serve test check proto bench clean
+.DEFAULT_GOAL := run
+
+run: $(READY)  ## a cluster on the demo model, a few streamed answers, nothing left behind
+	@$(BIN)/python -m deploy.tour
+
+serve: $(READY)  ## the demo model on the default ports, until Ctrl-C
+	@$(BIN)/baton serve --model deploy/demo/model --served-model-name demo
+
+test: $(READY)
+	@$(BIN)/pytest -q
+
+check: $(READY)
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy $(PACKAGES)
+	@$(BIN)/lint-imports
+	@.ci/generate_proto.sh --check
+
+proto:
+	@.ci/generate_proto.sh
+
+bench: $(READY)
+	@$(BIN)/python -m bench.transfer
+
+clean:
+	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@PYTHON=$(PYTHON) .ci/setup.sh
+	@touch $@

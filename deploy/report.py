@@ -1,0 +1,60 @@
+"""Requests and clusters in words, for the command line and the tour."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from baton.client import ClusterStatus, StageTimings, Usage, WorkerStatus
+
+
+def describe_request(usage: Usage, timings: StageTimings) -> str:
+    """One line: tokens, then the time of each stage, then who did it."""
+    stages = [
+        ("queue", timings.queue_s),
+        ("reserve", timings.reserve_s),
+        ("prefill", timings.prefill_s),
+        ("transfer", timings.transfer_s),
+        ("first step", timings.first_decode_step_s),
+        ("decode", timings.decode_s),
+    ]
+    tokens = f"{usage.prompt_tokens} prompt tokens ({usage.cached_tokens} cached), {usage.completion_tokens} generated"
+    times = ", ".join(f"{name} {seconds * 1e3:.1f} ms" for name, seconds in stages)
+    return f"{tokens} | {times} | {_route(timings)}"
+
+
+def _route(timings: StageTimings) -> str:
+    if timings.local_prefill or not timings.prefill_worker:
+        route = timings.decode_worker
+    else:
+        route = f"{timings.prefill_worker} -> {timings.decode_worker}"
+    return route if timings.attempts <= 1 else f"{route} ({timings.attempts} attempts)"
+
+
+def status_table(status: ClusterStatus) -> Table:
+    """The workers, under a title that tells of the router."""
+    state = "[green]ready[/green]" if status.ready else "[yellow]not ready[/yellow]"
+    table = Table(
+        title=f"{status.model}, Baton {status.version}: {state}, {status.running} running, {status.queued} queued",
+        title_justify="left",
+    )
+    for column in ("worker", "address"):
+        table.add_column(column, no_wrap=True)
+    for column in ("epoch", "pid", "running", "waiting", "KV blocks used"):
+        table.add_column(column, justify="right")
+    table.add_column("state")
+    for worker in status.workers:
+        table.add_row(*_cells(worker))
+    return table
+
+
+def _cells(worker: WorkerStatus) -> tuple[str, ...]:
+    return (
+        worker.name,
+        worker.address,
+        str(worker.epoch),
+        str(worker.pid),
+        str(worker.running),
+        str(worker.waiting),
+        f"{worker.total_blocks - worker.free_blocks} / {worker.total_blocks}",
+        "[green]healthy[/green]" if worker.healthy else "[red]unreachable[/red]",
+    )

@@ -1,0 +1,110 @@
+"""Workers as plain processes of this machine, children of `baton serve`, in which the supervisor lives as well."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Mapping
+
+from baton.config import Role, ServeConfig, WorkerConfig
+from baton.internal.v1 import worker_pb2
+from deploy import child
+from deploy.environment import worker_environment
+from deploy.errors import StartError
+from deploy.hosting import read_report
+from deploy.runtimes.base import STOP_GRACE_S
+from deploy.supervisor import Supervisor
+
+
+class ProcessWorker:
+    """A worker process and the socket to it."""
+
+    def __init__(
+        self, info: worker_pb2.WorkerInfo, process: asyncio.subprocess.Process, orders: asyncio.StreamWriter
+    ) -> None:
+        self._info = info
+        self._process = process
+        self._orders = orders
+
+    @property
+    def info(self) -> worker_pb2.WorkerInfo:
+        return self._info
+
+    def is_alive(self) -> bool:
+        return self._process.returncode is None
+
+    async def wait_dead(self) -> str:
+        how = child.describe_exit(await self._process.wait())
+        self._orders.close()
+        return how
+
+    async def stop(self, drain_s: float) -> None:
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            self._orders.write(json.dumps({"drain_s": drain_s}).encode() + b"\n")
+            await self._orders.drain()
+            await asyncio.wait_for(self._process.wait(), drain_s + STOP_GRACE_S)
+        await self.kill()
+
+    async def kill(self) -> None:
+        await child.kill(self._process)
+        await self.wait_dead()
+
+
+class ProcessRuntime:
+    """Starts worker processes, and knows those that run."""
+
+    def __init__(self, actors: Mapping[Role, str]) -> None:
+        self._actors = actors
+        self._workers: list[ProcessWorker] = []
+
+    async def start(self, config: WorkerConfig) -> ProcessWorker:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await child.spawn_module(
+                "deploy.worker_process",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                environment=worker_environment(),
+            )
+        reports, orders = await asyncio.open_connection(sock=ours)
+        try:
+            order = {"actor": self._actors[config.role], "config": config.model_dump(mode="json")}
+            orders.write(json.dumps(order).encode() + b"\n")
+            # A worker that dies closes its end.
+            with contextlib.suppress(ConnectionError):
+                if report := await reports.readline():
+                    worker = ProcessWorker(read_report(config.name, report), process, orders)
+                    self._workers = [*filter(ProcessWorker.is_alive, self._workers), worker]
+                    return worker
+            raise StartError(f"{config.name} died while starting ({child.describe_exit(await process.wait())})")
+        except BaseException:
+            await child.kill(process)
+            orders.close()
+            raise
+
+    async def close(self) -> None:
+        """Ends at once every worker that has started; no start may be under way."""
+        await asyncio.gather(*(worker.kill() for worker in self._workers))
+
+
+class ProcessHost:
+    """Runs the cluster as children of this process."""
+
+    def __init__(self, config: ServeConfig, actors: Mapping[Role, str]) -> None:
+        self._config = config
+        self._runtime = ProcessRuntime(actors)
+        self._supervisor: Supervisor | None = None
+
+    async def open(self) -> None:
+        """Needs no preparation."""
+
+    def supervisor(self) -> Supervisor:
+        self._supervisor = Supervisor(self._config, self._runtime)
+        return self._supervisor
+
+    async def close(self) -> None:
+        if self._supervisor is not None:
+            await self._supervisor.let_go()
+        await self._runtime.close()

@@ -1,0 +1,27 @@
+"""Ties a process to its parent, then becomes the command it was given: `python tether.py PARENT_PID COMMAND...`.
+
+Run by `deploy.child` in a bare interpreter (`-I -S`), since code between fork and exec is unsafe in a parent with
+threads. On Linux the kernel then kills the process when its parent dies, however that happens; exec keeps the tie.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    parent_pid, *command = sys.argv[1:]
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have died before the tie was made.
+    if os.getppid() == int(parent_pid):
+        os.execv(command[0], command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The process of one worker in the process runtime: `python -m deploy.worker_process FD`.
+
+FD is a socket to the parent, with one JSON object in each line. In: {"actor", "config"}, then {"drain_s"} to stop. Out:
+the report of the start. When the socket closes the parent is gone, and so is this process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from typing import TextIO
+
+from deploy.hosting import HostedWorker
+
+
+def main() -> int:
+    # Ctrl-C is the parent's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = socket.socket(fileno=int(sys.argv[1]))
+    lines = parent.makefile("r", encoding="utf-8")
+    order = json.loads(lines.readline())
+    stops: queue.SimpleQueue[float] = queue.SimpleQueue()
+    threading.Thread(target=_follow_parent, args=(lines, stops), name="parent", daemon=True).start()
+    worker = HostedWorker(order["actor"], json.dumps(order["config"]))
+    report = worker.start()
+    parent.sendall(report.encode() + b"\n")
+    if "error" in json.loads(report):
+        return 1
+    worker.stop(stops.get())
+    return 0
+
+
+def _follow_parent(lines: TextIO, stops: queue.SimpleQueue[float]) -> None:
+    for line in lines:
+        stops.put(json.loads(line)["drain_s"])
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    exit_code = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    # The worker has stopped all that it started; taking Torch's modules apart would cost seconds.
+    os._exit(exit_code)

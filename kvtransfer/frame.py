@@ -1,0 +1,54 @@
+"""The header of a frame: a run of pages of one (group, slot), on its way from one pool to another.
+
+Little-endian, 48 bytes:
+
+    magic 4s | reservation u64 | attempt u32 | seq u32 | group u16 | slot u16 | first_block u32 | num_blocks u32
+    | payload_bytes u32 | padding 4 | checksum u64
+
+The magic carries the version. What follows the header (the payload, or where it lies) is the transport's business.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from baton.errors import TransferError
+
+_HEADER = struct.Struct("<4sQIIHHIII4xQ")
+_MAGIC = b"BKV1"
+
+HEADER_BYTES = _HEADER.size
+
+
+class Frame(NamedTuple):
+    """
+    Attributes:
+        reservation, attempt: whose blocks these are; the receiver refuses what is over.
+        seq: index of the frame in its push, from 0.
+        first_block, num_blocks: logical ordinals [first_block, first_block + num_blocks) of `group`.
+        checksum: xxh3_64 of the payload.
+    """
+
+    reservation: int
+    attempt: int
+    seq: int
+    group: int
+    slot: int
+    first_block: int
+    num_blocks: int
+    payload_bytes: int
+    checksum: int
+
+    def pack(self) -> bytes:
+        return _HEADER.pack(_MAGIC, *self)
+
+    @classmethod
+    def unpack(cls, buffer: bytes, offset: int = 0) -> Frame:
+        """Reads a header; raises TransferError if there is none at `offset`."""
+        if len(buffer) - offset < HEADER_BYTES:
+            raise TransferError(f"frame header is cut off after {len(buffer) - offset} bytes")
+        magic, *fields = _HEADER.unpack_from(buffer, offset)
+        if magic != _MAGIC:
+            raise TransferError(f"frame begins with {magic!r}, not with {_MAGIC!r}")
+        return cls(*fields)

@@ -1,0 +1,120 @@
+"""What a transport is to both ends of a link: an offer, a wire for frames, and a control path.
+
+A link's thread is the only one that connects, sends and closes. Acknowledgements may come from any thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from baton.errors import BatonError
+from baton.internal.v1 import transfer_pb2
+from kvtransfer.frame import Frame
+from kvtransfer.pages import BlockIds, PageMemory
+from kvtransfer.reservation import Answer, Origin
+
+if TYPE_CHECKING:
+    from kvtransfer.receiver import Receiver
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WireSettings:
+    """
+    Attributes:
+        worker, epoch: the receiver incarnation that is meant.
+        origin: the sender.
+        max_payload_bytes: largest payload of one frame that the sender makes.
+        window_bytes: payload that may be under way.
+        timeout_s: longest time to connect.
+    """
+
+    worker: str
+    epoch: int
+    origin: Origin
+    max_payload_bytes: int
+    window_bytes: int
+    timeout_s: float
+
+
+class WireEvents(Protocol):
+    """What a link hears of its wire, from any thread."""
+
+    def progressed(self) -> None:
+        """Frames were acknowledged: there may be room again."""
+
+    def refused(self, reservation: int, error: BatonError) -> None:
+        """The receiver did not write a frame of this reservation."""
+
+    def broken(self, error: BatonError) -> None:
+        """Nothing goes through any more."""
+
+
+class Wire(Protocol):
+    """Carries the frames of one link in order."""
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """Largest payload that the receiver takes."""
+
+    @property
+    def in_flight(self) -> int:
+        """Frames that were sent and not acknowledged yet."""
+
+    def has_room(self) -> bool:
+        """Whether `send` takes a frame of the largest size now."""
+
+    def send(self, frame: Frame, memory: PageMemory, block_ids: BlockIds) -> None:
+        """Takes the pages of one frame; they are not read after it returns. Only when `has_room`.
+
+        The frame may stay until others fill its message, or until `flush`.
+        """
+
+    def flush(self) -> None:
+        """Lets all frames go; must not block."""
+
+    def close(self) -> None:
+        """Ends the wire and its threads."""
+
+
+class Control(Protocol):
+    """Open, Commit and Abort of one link. Answers may come from any thread, also before the call returns."""
+
+    def open(self, request: transfer_pb2.OpenRequest, answer: Answer) -> None: ...
+
+    def commit(self, request: transfer_pb2.CommitRequest, answer: Answer) -> None: ...
+
+    def abort(self, request: transfer_pb2.AbortRequest) -> None:
+        """Best effort."""
+
+    def close(self) -> None:
+        """Lets aborts that are under way finish, briefly."""
+
+
+class Transport(Protocol):
+    """A row of the table; stateless."""
+
+    name: ClassVar[str]
+
+    def offer(self, receiver: Receiver, data_address: str) -> transfer_pb2.TransportOffer:
+        """What goes into the receiver's tickets; `data_address` is its `DataServer`'s."""
+
+    def reaches(self, offer: transfer_pb2.TransportOffer) -> bool:
+        """Whether this process can go the way that is offered."""
+
+    def connect(self, offer: transfer_pb2.TransportOffer, settings: WireSettings, events: WireEvents) -> Wire:
+        """Blocks until the receiver has answered.
+
+        Raises:
+            TransportUnavailableError: this way cannot be gone; another may.
+            BatonError: the receiver is not there, or is not the one that was meant.
+        """
+
+    def control(self, offer: transfer_pb2.TransportOffer, address: str, timeout_s: float) -> Control:
+        """The control path that goes with this transport, to the KVTransfer service at `address`."""
+
+
+class TransportUnavailableError(BatonError):
+    """This transport does not work between these two processes."""
+
+    status = "UNAVAILABLE"

@@ -1,0 +1,115 @@
+"""Sender and receiver in one process: frames and control are calls.
+
+For tests and experiments that compose both sides; in a cluster every worker is a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import weakref
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from baton.errors import BatonError, UnavailableError
+from baton.internal.v1 import transfer_pb2
+from kvtransfer.frame import Frame
+from kvtransfer.pages import BlockIds, PageMemory
+from kvtransfer.reservation import Answer, Origin
+from kvtransfer.transports.base import Control, Wire, WireEvents, WireSettings
+
+if TYPE_CHECKING:
+    from kvtransfer.receiver import Receiver
+
+# The process is the network here, so its address book is the process's: address -> receiver, while it lives.
+_RECEIVERS: weakref.WeakValueDictionary[str, Receiver] = weakref.WeakValueDictionary()
+_TOKEN = secrets.token_hex(8)
+
+
+def _domain() -> str:
+    # The pid tells a forked child, which inherits the token, from its parent.
+    return f"pid:{os.getpid()}:{_TOKEN}"
+
+
+class LoopbackTransport:
+    name: ClassVar[str] = "loopback"
+
+    def offer(self, receiver: Receiver, data_address: str) -> transfer_pb2.TransportOffer:
+        address = f"{receiver.worker}/{receiver.epoch}/{id(receiver):x}"
+        _RECEIVERS[address] = receiver
+        return transfer_pb2.TransportOffer(transport=self.name, address=address, domain=_domain())
+
+    def reaches(self, offer: transfer_pb2.TransportOffer) -> bool:
+        return offer.domain == _domain()
+
+    def connect(self, offer: transfer_pb2.TransportOffer, settings: WireSettings, events: WireEvents) -> Wire:
+        return LoopbackWire(_find(offer), settings.origin, events)
+
+    def control(self, offer: transfer_pb2.TransportOffer, address: str, timeout_s: float) -> Control:
+        return LoopbackControl(_find(offer))
+
+
+class LoopbackWire:
+    """Writes into the receiver from the link's thread."""
+
+    in_flight = 0
+
+    def __init__(self, receiver: Receiver, origin: Origin, events: WireEvents) -> None:
+        self.max_payload_bytes = receiver.max_payload_bytes
+        self._receiver = receiver
+        self._origin = origin
+        self._events = events
+
+    def has_room(self) -> bool:
+        return True
+
+    def send(self, frame: Frame, memory: PageMemory, block_ids: BlockIds) -> None:
+        payload = np.empty(frame.payload_bytes, dtype=np.uint8)
+        memory.copy_out(frame.slot, block_ids, payload)
+        refusal = self._receiver.write(frame, payload, self._origin, LoopbackTransport.name)
+        if refusal is not None:
+            self._events.refused(frame.reservation, refusal)
+
+    def flush(self) -> None:
+        """Nothing stays."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class LoopbackControl:
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+
+    def open(self, request: transfer_pb2.OpenRequest, answer: Answer) -> None:
+        try:
+            self._receiver.open(request)
+        except BatonError as error:
+            answer(error)
+        else:
+            answer(None)
+
+    def commit(self, request: transfer_pb2.CommitRequest, answer: Answer) -> None:
+        try:
+            self._receiver.commit(request, answer)
+        except BatonError as error:
+            answer(error)
+            return
+        # Frames are written within `send`: what is missing will not come. To a committed reservation this does nothing.
+        self._receiver.abort(
+            transfer_pb2.AbortRequest(ref=request.ref, reservation=request.reservation, reason="frames are missing")
+        )
+
+    def abort(self, request: transfer_pb2.AbortRequest) -> None:
+        self._receiver.abort(request)
+
+    def close(self) -> None:
+        """Nothing is under way."""
+
+
+def _find(offer: transfer_pb2.TransportOffer) -> Receiver:
+    receiver = _RECEIVERS.get(offer.address)
+    if receiver is None:
+        raise UnavailableError(f"receiver {offer.address} is gone")
+    return receiver

@@ -1,0 +1,59 @@
+"""Every test of this package must leave no thread and no shared memory behind."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from baton.config import TransferConfig
+from kvtransfer.ring import SHM_DIR
+from kvtransfer.transports import TRANSPORTS
+from tests.kvtransfer.sides import DecodeSide, PrefillSide, small
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    yield
+    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith(("kv-", "control-server"))]
+    assert threads == []
+    assert [path.name for path in SHM_DIR.glob(f"baton-kv-{os.getpid()}-*")] == []
+
+
+@pytest.fixture(params=list(TRANSPORTS))
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def config(transport: str) -> TransferConfig:
+    return small(transport)
+
+
+@pytest.fixture
+def make_decode() -> Iterator[Callable[..., DecodeSide]]:
+    sides: list[DecodeSide] = []
+
+    def make(*args: Any, **kwargs: Any) -> DecodeSide:
+        sides.append(DecodeSide(*args, **kwargs))
+        return sides[-1]
+
+    yield make
+    for side in sides:
+        side.close()
+
+
+@pytest.fixture
+def make_prefill() -> Iterator[Callable[..., PrefillSide]]:
+    sides: list[PrefillSide] = []
+
+    def make(*args: Any, **kwargs: Any) -> PrefillSide:
+        sides.append(PrefillSide(*args, **kwargs))
+        return sides[-1]
+
+    yield make
+    for side in sides:
+        side.close()

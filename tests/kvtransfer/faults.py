@@ -1,0 +1,109 @@
+"""A transport that does what a plan says to single frames; everything else goes the way of the real one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import ClassVar, TypeAlias
+
+import numpy as np
+
+from baton.errors import UnavailableError
+from baton.internal.v1 import transfer_pb2
+from kvtransfer import transports
+from kvtransfer.frame import Frame
+from kvtransfer.pages import BlockIds, PageMemory
+from kvtransfer.transports.base import Control, Transport, Wire, WireEvents, WireSettings
+
+# Does with a frame whatever it likes, given the real wire.
+Fault: TypeAlias = Callable[[Wire, Frame, PageMemory, BlockIds], None]
+# Which fault befalls a frame, if any.
+Plan: TypeAlias = Callable[[Frame], Fault | None]
+
+
+def drop(wire: Wire, frame: Frame, memory: PageMemory, block_ids: BlockIds) -> None:
+    """The frame is lost."""
+
+
+def duplicate(wire: Wire, frame: Frame, memory: PageMemory, block_ids: BlockIds) -> None:
+    wire.send(frame, memory, block_ids)
+    wire.send(frame, memory, block_ids)
+
+
+def corrupt(wire: Wire, frame: Frame, memory: PageMemory, block_ids: BlockIds) -> None:
+    """One bit of the payload flips on the way."""
+    payload = np.empty(frame.payload_bytes, dtype=np.uint8)
+    memory.copy_out(frame.slot, block_ids, payload)
+    payload[-1] ^= 1
+    pages = np.zeros((memory.num_slots, len(block_ids), memory.page_bytes), dtype=np.uint8)
+    pages[frame.slot] = payload.reshape(len(block_ids), -1)
+    wire.send(frame, PageMemory(pages), np.arange(len(block_ids)))
+
+
+def break_stream(wire: Wire, frame: Frame, memory: PageMemory, block_ids: BlockIds) -> None:
+    wire.close()
+    raise UnavailableError("the stream broke")
+
+
+def hold(reached: threading.Event, go_on: threading.Event) -> Fault:
+    """The frame is late: `reached` tells when it is its turn, `go_on` lets it go."""
+
+    def run(wire: Wire, frame: Frame, memory: PageMemory, block_ids: BlockIds) -> None:
+        reached.set()
+        go_on.wait()
+        wire.send(frame, memory, block_ids)
+
+    return run
+
+
+def at(seq: int, fault: Fault) -> Plan:
+    """The fault befalls this frame of every push."""
+    return lambda frame: fault if frame.seq == seq else None
+
+
+class FaultyTransports:
+    """A `load` for `Sender`."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+
+    def __call__(self, name: str) -> Transport:
+        return FaultyTransport(transports.load(name), self._plan)
+
+
+class FaultyTransport:
+    name: ClassVar[str] = ""
+
+    def __init__(self, real: Transport, plan: Plan) -> None:
+        self.name = real.name  # type: ignore[misc]
+        self.offer = real.offer
+        self.reaches = real.reaches
+        self._real = real
+        self._plan = plan
+
+    def connect(self, offer: transfer_pb2.TransportOffer, settings: WireSettings, events: WireEvents) -> Wire:
+        return FaultyWire(self._real.connect(offer, settings, events), self._plan)
+
+    def control(self, offer: transfer_pb2.TransportOffer, address: str, timeout_s: float) -> Control:
+        return self._real.control(offer, address, timeout_s)
+
+
+class FaultyWire:
+    def __init__(self, real: Wire, plan: Plan) -> None:
+        self.max_payload_bytes = real.max_payload_bytes
+        self.has_room = real.has_room
+        self.flush = real.flush
+        self.close = real.close
+        self._real = real
+        self._plan = plan
+
+    @property
+    def in_flight(self) -> int:
+        return self._real.in_flight
+
+    def send(self, frame: Frame, memory: PageMemory, block_ids: BlockIds) -> None:
+        fault = self._plan(frame)
+        if fault is None:
+            self._real.send(frame, memory, block_ids)
+        else:
+            fault(self._real, frame, memory, block_ids)

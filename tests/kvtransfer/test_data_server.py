@@ -1,0 +1,133 @@
+"""What the data plane makes of a peer that does not keep to the protocol."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from baton.internal.v1 import transfer_pb2
+from kvtransfer.data_server import METHOD, OFFSET
+from kvtransfer.ring import create_ring, unlink_ring
+from tests.kvtransfer.sides import WAIT_S, DecodeSide, ref, small
+from tests.kvtransfer.test_receiver import A, B, frame_of, opened, payload_of
+
+HELLO = {"worker": "decode-0", "epoch": 1, "sender": "prefill-0", "sender_epoch": 2}
+
+
+class Stream:
+    """The sending side, message by message."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        stream: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(METHOD)
+        self._call = stream(iter(self._outbox.get, None), timeout=WAIT_S)
+
+    def send(self, message: bytes) -> transfer_pb2.StreamReply:
+        self._outbox.put(message)
+        return transfer_pb2.StreamReply.FromString(next(self._call))
+
+    def hello(self, **changes: object) -> transfer_pb2.StreamReply:
+        return self.send(transfer_pb2.StreamHello(**HELLO | changes).SerializeToString())  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self._outbox.put(None)
+
+
+@pytest.fixture
+def decode() -> Iterator[DecodeSide]:
+    side = DecodeSide(small("grpc"))
+    yield side
+    side.close()
+
+
+@pytest.fixture
+def stream(decode: DecodeSide) -> Iterator[Stream]:
+    with grpc.insecure_channel(decode.reserve(ref("probe")).offers[0].address) as channel:
+        stream = Stream(channel)
+        yield stream
+        stream.close()
+
+
+def test_frames_are_acknowledged_in_number(decode: DecodeSide, stream: Stream) -> None:
+    greeting = stream.hello()
+    assert (greeting.max_payload_bytes, greeting.ring_error) == (1024, "")
+    ticket = opened(decode, (0, 0, [5, 6]))
+    payload = payload_of(2)
+    one = frame_of(ticket, 0, 0, 0, 0, payload).pack() + payload.tobytes()
+    two = frame_of(ticket, 1, 0, 1, 0, payload).pack() + payload.tobytes()
+    assert stream.send(one + two).num_frames == 2
+    assert decode.pages[1, [5, 6]].tobytes() == payload.tobytes()
+
+
+def test_a_refused_frame_is_told_and_the_stream_goes_on(decode: DecodeSide, stream: Stream) -> None:
+    stream.hello()
+    over = opened(decode, (0, 0, [5, 6]))
+    decode.receiver.release(A)
+    ticket = opened(decode, (0, 0, [5, 6]), name=B)
+    payload = payload_of(2)
+    reply = stream.send(frame_of(over, 0, 0, 0, 0, payload).pack() + payload.tobytes())
+    assert [(refusal.reservation, refusal.status) for refusal in reply.refusals] == [
+        (over.reservation, "FAILED_PRECONDITION")
+    ]
+    reply = stream.send(frame_of(ticket, 0, 0, 0, 0, payload).pack() + payload.tobytes())
+    assert (reply.num_frames, len(reply.refusals)) == (2, 0)
+
+
+@pytest.mark.parametrize("changes", [{"worker": "decode-1"}, {"epoch": 2}])
+def test_a_hello_to_another_incarnation_is_refused(stream: Stream, changes: dict[str, object]) -> None:
+    with pytest.raises(grpc.RpcError) as raised:
+        stream.hello(**changes)
+    assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "this is decode-0 in epoch 1" in (raised.value.details() or "")
+
+
+def test_a_stream_that_does_not_begin_with_a_hello_ends(stream: Stream) -> None:
+    with pytest.raises(grpc.RpcError) as raised:
+        stream.send(b"\xff\xff\xff")
+    assert raised.value.code() is grpc.StatusCode.ABORTED
+
+
+@pytest.mark.parametrize("cut", [1, 40, 48, 100])
+def test_a_message_that_is_cut_off_ends_the_stream_and_writes_nothing(
+    decode: DecodeSide, stream: Stream, cut: int
+) -> None:
+    stream.hello()
+    ticket = opened(decode, (0, 0, [5, 6]))
+    payload = payload_of(2)
+    with pytest.raises(grpc.RpcError) as raised:
+        stream.send((frame_of(ticket, 0, 0, 0, 0, payload).pack() + payload.tobytes())[:cut])
+    assert raised.value.code() is grpc.StatusCode.ABORTED
+    assert decode.pages.tobytes() == decode.before.tobytes()
+
+
+def test_a_message_beyond_the_limit_ends_the_stream(stream: Stream) -> None:
+    stream.hello()
+    with pytest.raises(grpc.RpcError) as raised:
+        stream.send(bytes(1 << 20))
+    assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_a_payload_beyond_the_ring_ends_the_stream(decode: DecodeSide, stream: Stream) -> None:
+    name, ring = create_ring(4096)
+    try:
+        assert stream.hello(ring_name=name, ring_bytes=4096).ring_error == ""
+    finally:
+        unlink_ring(name)
+    ticket = opened(decode, (0, 0, [5, 6]))
+    payload = payload_of(2)
+    ring.view(3584, 512)[:] = payload
+    assert stream.send(frame_of(ticket, 0, 0, 0, 0, payload).pack() + OFFSET.pack(3584)).num_frames == 1
+    assert decode.pages[0, [5, 6]].tobytes() == payload.tobytes()
+    with pytest.raises(grpc.RpcError) as raised:
+        stream.send(frame_of(ticket, 1, 0, 1, 0, payload).pack() + OFFSET.pack(3585))
+    assert raised.value.code() is grpc.StatusCode.ABORTED
+    assert "beyond" in (raised.value.details() or "")
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "baton-kv-1-0123456789abcdef"])
+def test_a_ring_that_cannot_be_mapped_is_told(stream: Stream, name: str) -> None:
+    reply = stream.hello(ring_name=name, ring_bytes=4096)
+    assert reply.ring_error != ""
