@@ -48,8 +48,8 @@ async def serve(
     logs.configure(config.log.level)
     config = settings.resolve(config, os.cpu_count() or 1)
     progress.step(f"{config.model.num_threads or 'all'} threads a worker")
-    cluster = ServedCluster(config, host_for(config), progress, router_module)
     with StopSignals() as signals:
+        cluster = ServedCluster(config, host_for(config), progress, router_module, take_signals=signals.take)
         try:
             await until(signals.requested, cluster.run())
             if cluster.is_ready:
@@ -63,11 +63,20 @@ async def serve(
 class ServedCluster:
     """Everything that one `baton serve` runs."""
 
-    def __init__(self, config: ServeConfig, host: Host, progress: Progress, router_module: str) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        host: Host,
+        progress: Progress,
+        router_module: str,
+        *,
+        take_signals: Callable[[], None],
+    ) -> None:
         self._config = config
         self._host = host
         self._progress = progress
         self._router_module = router_module
+        self._take_signals = take_signals
         self._ready_file = ReadyFile(config.ready_file) if config.ready_file else None
         self._members: dict[str, worker_pb2.WorkerInfo] = {}
         self._never_up = {name for _, name in worker_names(config)}
@@ -91,6 +100,8 @@ class ServedCluster:
             address = self._config.cluster.ray_address
             self._progress.step(f"joining Ray at {address}" if address else "starting Ray")
         await self._host.open()
+        # Ray's own handlers would print a stack for an orderly SIGTERM.
+        self._take_signals()
         self._progress.step(f"loading model on {', '.join(name for _, name in worker_names(self._config))}")
         self._supervisor = self._host.supervisor()
         membership = await self._supervisor.start()

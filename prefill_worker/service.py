@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 import grpc
 
-from baton.errors import BatonError
+from baton.errors import BatonError, InternalError
 from baton.internal.v1 import worker_pb2, worker_pb2_grpc
 from baton.wire import ref_from_wire, ref_to_wire, spec_from_wire
 from kvtransfer.lease import LeaseTable
@@ -39,7 +40,11 @@ class PrefillService(worker_pb2_grpc.PrefillWorkerServicer):
         def emit(event: worker_pb2.PrefillEvent | BatonError) -> None:
             event_loop.call_soon_threadsafe(events.put_nowait, event)
 
-        self._thread.post(lambda: self._loop.submit(spec, request.ticket, emit))
+        def submitted(call: Future[None]) -> None:
+            if (error := call.exception()) is not None:
+                emit(InternalError(f"the prompt was not taken: {type(error).__name__}: {error}"))
+
+        self._thread.call(lambda: self._loop.submit(spec, request.ticket, emit)).add_done_callback(submitted)
         ended = False
         try:
             while not ended:

@@ -83,7 +83,12 @@ class EngineThread:
     def run_pending(self) -> None:
         """Run what was posted. Only the engine thread, or a test that stands in for it."""
         while self._commands:
-            self._commands.popleft()()
+            command = self._commands.popleft()
+            try:
+                command()
+            except Exception:
+                # One command's bug must not take every other request with it.
+                logger.exception("a command of %s failed", self._name)
 
     def wait(self, timeout_s: float | None) -> None:
         """Block until something is posted, `stop` is called, or the time is over."""

@@ -72,6 +72,17 @@ def test_a_call_that_raises_hands_its_exception_over_and_the_thread_goes_on(thre
     assert thread.call(lambda: 1).result(10) == 1
 
 
+def test_a_posted_command_that_raises_takes_nothing_else_with_it(
+    thread: EngineThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails() -> None:
+        raise KeyError("x")
+
+    thread.post(fails)
+    assert thread.call(lambda: 1).result(10) == 1
+    assert "a command of test failed" in caplog.text
+
+
 def test_a_posted_command_wakes_an_idle_loop(thread: EngineThread, loop: CountingLoop) -> None:
     thread.post(lambda: loop.add(5))
     thread.when_idle().result(10)
