@@ -110,6 +110,7 @@ class SchedulerMetrics:
         self.cancelled = Counter(
             "baton_worker_requests_cancelled", "Requests cancelled by the router.", registry=registry
         )
+        self.lease_expiries = Counter("baton_lease_expiries", "Leases that ran out.", registry=registry)
         self.step_s = Histogram(
             "baton_step_seconds", "One step of the engine loop.", registry=registry, buckets=STEP_BUCKETS
         )
@@ -149,5 +150,4 @@ class TransferMetrics:
         self.stale_frames = Counter(
             "baton_kv_stale_frames", "Frames refused because their reservation was over.", registry=registry
         )
-        self.lease_expiries = Counter("baton_lease_expiries", "Leases that ran out.", registry=registry)
         self.reservations = Gauge("baton_kv_reservations", "Reservations held.", registry=registry)

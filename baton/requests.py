@@ -1,6 +1,6 @@
 """Requests and their parts as every process holds them: plain frozen data, free of torch and of the wire.
 
-`baton.wire` converts them to and from protobuf; `router.admission` checks what clients send before these are made.
+`baton.wire` converts them to and from protobuf; `router.validation` checks what clients send before these are made.
 """
 
 from __future__ import annotations

@@ -7,19 +7,6 @@ QUEUED -> RESERVED -> PREFILL -> TRANSFER -> DECODE -> FINISHED
 from __future__ import annotations
 
 import dataclasses
-import enum
-
-
-class Stage(enum.StrEnum):
-    QUEUED = "queued"
-    RESERVED = "reserved"
-    PREFILL = "prefill"
-    TRANSFER = "transfer"
-    DECODE = "decode"
-    FINISHED = "finished"
-    PREEMPTED = "preempted"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
 
 
 @dataclasses.dataclass(slots=True)

@@ -41,7 +41,7 @@ class PostedEvents:
 
 
 class DecodeActor:
-    """All methods are called by the hosting thread; `ping` by any."""
+    """All methods are called by the hosting thread."""
 
     def __init__(self, config_json: str) -> None:
         self._config = WorkerConfig.model_validate_json(config_json)
@@ -107,6 +107,3 @@ class DecodeActor:
             self._receiver.close()
             self._core.stop()
             self._core = None
-
-    def ping(self) -> None:
-        """Answers while the hosting process lives."""

@@ -6,13 +6,13 @@ Called by the decode loop on the engine thread.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from baton.config import DecodeConfig
 from baton.errors import InvalidRequestError
 from baton.requests import RequestSpec
 from decode_worker import scheduler
-from decode_worker.request import DecodeRequest, TokenSequence
+from decode_worker.request import DecodeRequest, Phase, TokenSequence
 from engine.engine import Engine
 from engine.kv.block_pool import Block
 from engine.kv.prefix_index import PrefixHit
@@ -33,14 +33,12 @@ class Reserved:
 
     Attributes:
         lacking: for each group the first logical block that must be received, and the physical blocks for these.
-        num_promised: blocks that a local prefill will allocate chunk by chunk.
     """
 
     shared: TokenSequence
     tails: list[list[Block]]
     cached_tokens: int
     lacking: list[tuple[int, int, list[int]]]
-    num_promised: int
 
 
 class Admission:
@@ -72,9 +70,9 @@ class Admission:
         chunk_tokens = self._config.prefill_chunk_tokens if local_prefill else None
         needed = self._cache.blocks_needed(len(token_ids), hit, chunk_tokens=chunk_tokens)
         needed += num_tails * self._cache.fork_blocks_needed(len(token_ids))
-        promised = sum(request.num_promised for request in running)
+        needed += self._forced_blocks(spec)
         watermark = int(self._config.watermark * self._cache.pool.num_usable) if running else 0
-        if needed > self._cache.num_free - promised - watermark:
+        if needed > self._cache.num_free - self.num_owed(running) - watermark:
             return Refused("blocks", needed)
         return self._take(spec, token_ids, hashes, hit, num_tails, local_prefill)
 
@@ -92,10 +90,7 @@ class Admission:
         tails = self._cache.reserve_tails(num_tails, num_tokens)
         assert tails is not None, "the tails were counted"
         lacking: list[tuple[int, int, list[int]]] = []
-        num_promised = 0
-        if local_prefill:
-            num_promised = self._cache.blocks_needed(num_tokens, hit, chunk_tokens=self._config.prefill_chunk_tokens)
-        else:
+        if not local_prefill:
             allocated = self._cache.allocate(blocks, num_tokens, surviving_from=num_tokens)
             assert allocated, "the blocks were counted"
             first_lacking = hit.num_tokens // self._layout.block_size
@@ -119,7 +114,35 @@ class Admission:
             num_prompt_tokens=len(spec.prompt_token_ids),
             states=states_after_prefix(spec) if local_prefill else [],
         )
-        return Reserved(shared, tails, hit.num_tokens, lacking, num_promised)
+        return Reserved(shared, tails, hit.num_tokens, lacking)
+
+    def num_owed(self, requests: Iterable[DecodeRequest]) -> int:
+        """Blocks that were promised with a reservation and are taken only as tokens are computed here.
+
+        These are the chunks of local prefills, and the delivered tokens of choices that are replayed.
+        """
+        owed = 0
+        for request in requests:
+            if request.phase is not Phase.DECODING:
+                owed += self._forced_blocks(request.spec)
+            for sequence in request.runnable:
+                if sequence.view.num_remaining > 1:
+                    owed += self._cache.blocks_to_come(
+                        sequence.blocks, sequence.view.num_tokens, chunk_tokens=self._config.prefill_chunk_tokens
+                    )
+        return owed
+
+    def _forced_blocks(self, spec: RequestSpec) -> int:
+        """Blocks beyond the prompt's for tokens that several choices are to be given, each its own."""
+        if spec.sampling.n == 1:
+            return 0
+        num_prompt = len(spec.prompt_token_ids)
+        shared = self._layout.num_blocks(num_prompt)
+        return len(self._layout.groups) * sum(
+            self._layout.num_blocks(num_prompt + len(choice.token_ids)) - shared
+            for choice in spec.delivered
+            if not choice.finished
+        )
 
     def _check_fits_alone(self, spec: RequestSpec) -> None:
         """Were a request alone to outgrow the pool, no preemption could help it."""

@@ -123,7 +123,6 @@ class DecodeLoop:
             cached_tokens=admitted.cached_tokens,
             accepted_s=now,
             deadline_s=None if spec.timeout_s is None else now + spec.timeout_s,
-            num_promised=admitted.num_promised,
         )
         self._requests[spec.ref] = request
         self._leases.grant(spec.ref)
@@ -146,7 +145,12 @@ class DecodeLoop:
         assert request.shared is not None
         self._receiver.release(ref)
         request.shared.view.num_computed = len(request.shared.token_ids)
-        self._fork(request, {first.choice: (first.token_id, first.finished) for first in first_tokens})
+        try:
+            self._fork(request, {first.choice: (first.token_id, first.finished) for first in first_tokens})
+        except Exception as error:
+            # Nobody else would end it: its lease goes on being renewed.
+            logger.exception("request %s could not be forked", ref.request_id)
+            self._end(request, InternalError(f"decode failed: {type(error).__name__}: {error}"))
 
     def transfer_aborted(self, ref: AttemptRef, reason: str) -> None:
         """The sender gave up, or bytes did not verify; the router hears of it from the prefill worker."""
@@ -217,6 +221,7 @@ class DecodeLoop:
 
     def _sweep(self, now_s: float) -> None:
         for ref in self._leases.expired():
+            self._metrics.lease_expiries.inc()
             self._outbox.forget(ref)
             if (request := self._requests.get(ref)) is not None:
                 self._release(request)
@@ -230,7 +235,6 @@ class DecodeLoop:
             runnable = {
                 sequence.view: (request, sequence)
                 for request in self._requests.values()
-                if request.phase in (Phase.PREFILLING, Phase.DECODING)
                 for sequence in request.runnable
             }
             for view, (request, _) in runnable.items():
@@ -255,13 +259,11 @@ class DecodeLoop:
     def _compute(self, work: Sequence[tuple[scheduler.Work, DecodeRequest, TokenSequence]]) -> None:
         self._current = [request for _, request, _ in work]
         items: list[BatchItem] = []
-        for item, request, sequence in work:
+        for item, _, sequence in work:
             view = sequence.view
             end = view.num_computed + item.num_tokens
-            before = self._cache.num_free
             allocated = self._cache.allocate(sequence.blocks, end)
             assert allocated, "the scheduler counted blocks that are not free"
-            request.num_promised = max(0, request.num_promised - (before - self._cache.num_free))
             view.num_blocks = self._engine.layout.num_blocks(end)
             items.append(
                 BatchItem(
@@ -290,7 +292,7 @@ class DecodeLoop:
         """Choose the next token of each sequence whose tokens are all computed; row i of the logits belongs to the
         i-th."""
         states = [state for _, sequence in reached for state in sequence.states]
-        if len(states) != len(reached):
+        if any(len(sequence.states) != 1 for _, sequence in reached):
             logits = logits[[row for row, (_, sequence) in enumerate(reached) for _ in sequence.states]]
         result = sample(logits, states)
         sampled = iter(zip(result.token_ids, result.logprobs, strict=True))
@@ -423,4 +425,6 @@ class DecodeLoop:
 
     def _publish(self) -> None:
         self._report.send()
-        self._report.publish_load(self._requests.values(), self._cache, draining=self._draining)
+        requests = self._requests.values()
+        num_free = max(0, self._cache.num_free - self._admission.num_owed(requests))
+        self._report.publish_load(requests, self._cache, num_free=num_free, draining=self._draining)

@@ -65,12 +65,13 @@ class StepReport:
             updates, self._updates = self._updates, []
             self._outbox.publish(tokens, updates)
 
-    def publish_load(self, requests: Collection[DecodeRequest], cache: KVCache, *, draining: bool) -> None:
-        """Tell watchers and metrics how things stand between two steps."""
+    def publish_load(
+        self, requests: Collection[DecodeRequest], cache: KVCache, *, num_free: int, draining: bool
+    ) -> None:
+        """Tell watchers and metrics how things stand between two steps; `num_free` blocks may be given out."""
         stored, removed = cache.pool.take_events()
         decoding = sum(len(request.sequences) for request in requests)
         waiting = sum(request.phase is not Phase.DECODING for request in requests)
-        promised = sum(request.num_promised for request in requests)
         self._metrics.running.set(decoding)
         self._metrics.waiting.set(waiting)
         self._metrics.kv_usage.set(cache.usage)
@@ -78,7 +79,7 @@ class StepReport:
             Load(
                 running=decoding,
                 waiting=waiting,
-                free_blocks=max(0, cache.num_free - promised),
+                free_blocks=num_free,
                 total_blocks=cache.pool.num_usable,
                 draining=draining,
             ),

@@ -72,7 +72,6 @@ class DecodeRequest:
         shared: the prefix of all choices, until they are forked from it.
         tails: one copy of the partial last block, reserved for each choice but the first.
         sequences: the running choices.
-        num_promised: blocks that a local prefill counted on and has not allocated yet.
     """
 
     spec: RequestSpec
@@ -83,7 +82,6 @@ class DecodeRequest:
     cached_tokens: int
     accepted_s: float
     deadline_s: float | None
-    num_promised: int = 0
     sequences: dict[int, TokenSequence] = dataclasses.field(default_factory=dict)
     prefill_s: float = 0.0
     started_s: float = 0.0
@@ -95,4 +93,5 @@ class DecodeRequest:
         if self.phase is Phase.PREFILLING:
             assert self.shared is not None
             return [self.shared]
+        # None while KV is being received, and after the end.
         return list(self.sequences.values())

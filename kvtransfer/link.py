@@ -97,7 +97,7 @@ class Link:
         return self._thread.is_alive()
 
     def add(self, push: Push) -> bool:
-        """Opens a push; False if the link has failed. Raises DuplicateRequestError for a reservation that has a push."""
+        """Opens a push; False if the link has failed. Raises DuplicateRequestError if its reservation has one."""
         reservation = push.ticket.reservation
         with self._wake:
             if self._failure is not None:

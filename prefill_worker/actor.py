@@ -12,7 +12,7 @@ from worker.core import WorkerCore
 
 
 class PrefillActor:
-    """All methods are called by the hosting thread; `ping` by any."""
+    """All methods are called by the hosting thread."""
 
     def __init__(self, config_json: str) -> None:
         self._config = WorkerConfig.model_validate_json(config_json)
@@ -66,6 +66,3 @@ class PrefillActor:
             self._sender.close()
             self._core.stop()
             self._core = None
-
-    def ping(self) -> None:
-        """Answers while the hosting process lives."""

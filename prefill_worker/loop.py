@@ -19,6 +19,7 @@ from baton.errors import (
     BatonError,
     CancelledRequestError,
     DeadlineError,
+    DuplicateRequestError,
     InternalError,
     InvalidRequestError,
     UnavailableError,
@@ -112,6 +113,9 @@ class PrefillLoop:
         if self._tombstones.take(spec.ref):
             emit(CancelledRequestError(f"request {spec.ref.request_id} was cancelled"))
             return
+        if spec.ref in self._requests:
+            emit(DuplicateRequestError(f"{spec.ref} is running"))
+            return
         if self._draining:
             emit(UnavailableError("the prefill worker is draining"))
             return
@@ -198,8 +202,9 @@ class PrefillLoop:
 
     def _sweep(self, now_s: float) -> None:
         for ref in self._leases.expired():
+            self._metrics.lease_expiries.inc()
             if (request := self._requests.get(ref)) is not None:
-                self._drop(request, DeadlineError("the router stopped renewing the lease"))
+                self._drop(request, UnavailableError("the lease ran out: the router did not renew it"))
         for request in list(self._requests.values()):
             if request.deadline_s is not None and now_s >= request.deadline_s and not request.ended:
                 self._drop(request, DeadlineError("the deadline passed during prefill"))
@@ -209,7 +214,7 @@ class PrefillLoop:
     def _admit(self, ordered: Sequence[Prompt]) -> None:
         admitted = scheduler.admit(
             ordered,
-            free_blocks=self._cache.num_free,
+            free_blocks=self._cache.num_free - self._num_owed(),
             max_requests=self._config.max_batch_requests,
             blocks_needed=self._blocks_needed,
         )
@@ -229,7 +234,9 @@ class PrefillLoop:
         prompt = request.prompt
         hit = self._cache.match(request.block_hashes, prompt.num_tokens - 1)
         needed = self._cache.blocks_needed(prompt.num_tokens, hit, chunk_tokens=self._config.max_batch_tokens)
-        if needed > self._cache.num_free or self._promises.is_next_promised(request.block_hashes, hit.num_tokens):
+        if needed > self._cache.num_free - self._num_owed() or self._promises.is_next_promised(
+            request.block_hashes, hit.num_tokens
+        ):
             return False
         try:
             request.push = self._sender.open(
@@ -247,6 +254,16 @@ class PrefillLoop:
         request.emit(worker_pb2.PrefillEvent(started=worker_pb2.PrefillStarted(cached_tokens=hit.num_tokens)))
         self._send_pages(request, 0, hit.num_tokens // self._layout.block_size, self._locations)
         return True
+
+    def _num_owed(self) -> int:
+        """Blocks that admitted prompts were promised and have not taken yet."""
+        return sum(
+            self._cache.blocks_to_come(
+                request.blocks, request.prompt.num_tokens, chunk_tokens=self._config.max_batch_tokens
+            )
+            for request in self._requests.values()
+            if request.blocks is not None and not request.ended
+        )
 
     # Computing
 
@@ -269,8 +286,7 @@ class PrefillLoop:
         logits = self._engine.runner.execute(items, on_layer=lambda layer: self._layer_done(layer, chunks))
         finishing: list[PrefillRequest] = []
         for chunk, request in zip(chunks, self._current, strict=True):
-            if request.blocks is None:
-                continue
+            assert request.blocks is not None
             self._promises.settle(chunk.prompt, request.block_hashes, chunk.num_tokens)
             chunk.prompt.num_computed += chunk.num_tokens
             self._cache.register(request.blocks, request.block_hashes, chunk.prompt.num_computed)

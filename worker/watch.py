@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, Sequence
 
 from baton.internal.v1 import worker_pb2
 
+_MAX_DELTA = 1024
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
@@ -60,6 +62,11 @@ class WatchPublisher:
                 subscriber.removed.update(removed)
                 subscriber.stored.update(stored)
                 subscriber.removed.difference_update(stored)
+                if len(subscriber.removed) > max(len(self._keys), _MAX_DELTA):
+                    # A stalled router: from here on a snapshot is less than the difference.
+                    subscriber.snapshot = True
+                    subscriber.stored.clear()
+                    subscriber.removed.clear()
                 subscriber.loop.call_soon_threadsafe(subscriber.changed.set)
 
     async def watch(self) -> AsyncGenerator[worker_pb2.WorkerState, None]:

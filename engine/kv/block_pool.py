@@ -209,13 +209,6 @@ class BlockPool:
         for block in blocks:
             self._drop_key(block)
 
-    def reset_cache(self) -> bool:
-        """Forgets all cached content; False, with nothing done, while any block is referenced."""
-        if self.num_free != self.num_usable:
-            return False
-        self.evict(self._blocks)
-        return True
-
     def take_events(self) -> tuple[list[bytes], list[bytes]]:
         """Keys (stored, removed) since the last call, net: what came and went, or went and came back, is in neither."""
         changed, self._changed = self._changed, {}

@@ -1,7 +1,7 @@
 """The paged KV cache of one worker: the pool tensor, its blocks, and the block tables of sequences.
 
-Owns the tensor `kv` and the `BlockPool`. Only the engine thread calls it; a transfer thread may write pages of blocks
-that the engine has reserved for it, through `memory`, and nothing else.
+Owns the tensor `kv` and the `BlockPool`. Only the engine thread calls it; a transfer thread may read and write pages of
+`kv` in blocks that the engine holds for it, and nothing else.
 
 A sequence's life: `match` what is cached, `begin`, `allocate` as it grows, `free_out_of_window` and `register` as
 tokens are computed, `fork` for further choices, `free`. Sequences share full blocks only, and a full block is never
@@ -14,8 +14,6 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from engine.kv.block_pool import Block, BlockPool
@@ -61,14 +59,6 @@ class KVCache:
         return num_blocks
 
     @property
-    def memory(self) -> npt.NDArray[np.uint8]:
-        """The pool's bytes: uint8 [num_slots, num_blocks, page_bytes], a view. CPU only."""
-        assert self.kv.device.type == "cpu"
-        shape = (self.layout.num_slots, self.pool.num_blocks, self.layout.page_bytes)
-        pages: npt.NDArray[np.uint8] = self.kv.view(torch.uint8).view(shape).numpy()
-        return pages
-
-    @property
     def num_free(self) -> int:
         return self.pool.num_free
 
@@ -102,6 +92,22 @@ class KVCache:
                 in_group = min(in_group, self._window_blocks(group.window, num_tokens, chunk_tokens))
             needed += in_group
         return needed
+
+    def blocks_to_come(self, seq: SequenceBlocks, num_tokens: int, *, chunk_tokens: int) -> int:
+        """Blocks that `seq` will still take out of the free pool until it holds `num_tokens` tokens, at most.
+
+        Net of what its sliding groups give back on the way: these need room for their window and one step of
+        `chunk_tokens` tokens, less what they hold now.
+        """
+        total = self.layout.num_blocks(num_tokens)
+        to_come = 0
+        for index, group in enumerate(self.layout.groups):
+            growth = max(0, total - len(seq.tables[index]))
+            if group.window is not None:
+                peak = min(total, self._window_blocks(group.window, num_tokens, chunk_tokens))
+                growth = min(growth, max(0, peak - seq.num_held(index)))
+            to_come += growth
+        return to_come
 
     def fork_blocks_needed(self, num_tokens: int) -> int:
         """Blocks that a fork after `num_tokens` tokens takes: one copy in each group, none on a block boundary."""

@@ -7,6 +7,7 @@ are equally long, and in each the null blocks come before all others.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,6 +42,11 @@ class SequenceBlocks:
     def num_blocks(self) -> int:
         """Ordinals that each table covers."""
         return len(self.tables[0])
+
+    def num_held(self, group: int) -> int:
+        """Blocks of a group that are not null."""
+        table = self.tables[group]
+        return len(table) - bisect.bisect_left(table, True, key=lambda block: not block.is_null)
 
     def rows(self) -> list[BlockIds]:
         """Block ids of each group: int32 [num_blocks], views that are valid until the sequence next changes."""

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from baton.config import DecodeConfig, PrefillConfig
-from baton.errors import CancelledRequestError, DeadlineError, DuplicateRequestError, InvalidRequestError
+from baton.errors import (
+    CancelledRequestError,
+    DeadlineError,
+    DuplicateRequestError,
+    InvalidRequestError,
+    UnavailableError,
+)
 from baton.internal.v1 import worker_pb2
 from baton.requests import AttemptRef, Delivered, FinishReason, RequestSpec
 from baton.wire import ref_to_wire
@@ -114,6 +120,21 @@ class TestForcedTokens:
         replay = pair.start(pair.spec(prompt_of(30), attempt=2, delivered=delivered, **sampling), local_prefill=local)
         pair.run()
         assert [pair.tokens(replay, choice) for choice in range(3)] == whole
+
+    def test_local_prefills_that_end_in_one_step_keep_their_logits_apart(self, make_pair: MakePair) -> None:
+        pair = make_pair()
+        sampling: dict[str, Any] = {"n": 2, "temperature": 0.9, "seed": 5, "max_tokens": 10}
+        replayed = finish_alone(pair, prompt_of(20, 1), **sampling)
+        fresh = finish_alone(pair, prompt_of(20, 2), **sampling)
+        # One has no choice to sample, the other two: as many as there are rows.
+        delivered = [Delivered(tuple(choice[:3])) for choice in replayed]
+        first = pair.spec(prompt_of(20, 1), attempt=2, delivered=delivered, salt="a", **sampling)
+        second = pair.spec(prompt_of(20, 2), salt="a", **sampling)
+        for spec in (first, second):
+            pair.start(spec, local_prefill=True)
+        pair.run()
+        assert [pair.tokens(first, choice) for choice in range(2)] == replayed
+        assert [pair.tokens(second, choice) for choice in range(2)] == fresh
 
 
 class TestEnds:
@@ -232,7 +253,7 @@ class TestLeasesAndDeadlines:
         pair.step_prefill()
         pair.clock.now_s += LEASE_S + 1
         pair.run()
-        assert isinstance(pair.error(spec), DeadlineError)
+        assert isinstance(pair.error(spec), UnavailableError)
 
     def test_a_deadline_ends_either_leg(self, make_pair: MakePair) -> None:
         pair = make_pair(prefill=PrefillConfig(max_batch_tokens=16))
@@ -372,6 +393,48 @@ class TestScarcity:
         )
         pair.run()
         assert [pair.tokens(old), pair.tokens(resumed)] == expected
+
+    def test_blocks_promised_to_an_admitted_prompt_are_not_given_to_another(self, make_pair: MakePair) -> None:
+        pair = make_pair(prefill_blocks=11, prefill=PrefillConfig(max_batch_tokens=32))
+        first = pair.start(pair.spec(prompt_of(128, 1)))
+        pair.step_prefill()
+        second = pair.start(pair.spec(prompt_of(96, 2)))
+        pair.run()
+        assert [len(pair.tokens(spec)) for spec in (first, second)] == [8, 8]
+
+    def test_a_local_prefill_with_windows_keeps_the_blocks_that_it_was_promised(
+        self, make_pair: MakePair, gemma3: pathlib.Path
+    ) -> None:
+        pair = make_pair(
+            gemma3, block_size=8, decode_blocks=110, decode=DecodeConfig(prefill_chunk_tokens=16, watermark=0.0)
+        )
+        local = pair.start(pair.spec(prompt_of(640, 1), max_tokens=2), local_prefill=True)
+        others = []
+        for seed in range(40):
+            pair.step_decode()
+            other = pair.spec(prompt_of(60, 2 + seed), max_tokens=2)
+            if pair.decode.reserve(other, local_prefill=False).HasField("ticket"):
+                others.append(other)
+        # Newcomers hold what was free beside the promise; the prefill ends although none of them ever starts.
+        assert others
+        while not any(token.ref == local.ref for token in pair.outbox.tokens):
+            assert pair.step_decode()
+        for other in others:
+            pair.decode.cancel(other.ref)
+
+    def test_a_replay_of_several_choices_waits_until_the_delivered_tokens_of_all_fit(self, make_pair: MakePair) -> None:
+        pair = make_pair(decode_blocks=30)
+        holder = pair.start(pair.spec(prompt_of(200, 1), max_tokens=30))
+        delivered = [Delivered(tuple(prompt_of(48, seed))) for seed in range(4)]
+        replay = pair.spec(prompt_of(32, 2), attempt=2, n=4, temperature=1.0, max_tokens=60, delivered=delivered)
+        # 32 tokens are two blocks, 48 delivered ones three for each choice: 14, and the holder has 13 of 29.
+        assert pair.decode.reserve(replay, local_prefill=True).HasField("ticket")
+        pair.decode.cancel(replay.ref)
+        second = pair.start(pair.spec(prompt_of(40, 3), max_tokens=4))
+        again = pair.spec(prompt_of(32, 2), attempt=3, n=4, temperature=1.0, max_tokens=60, delivered=delivered)
+        assert pair.decode.reserve(again, local_prefill=True).refusal.reason == "blocks"
+        pair.run()
+        assert [len(pair.tokens(spec)) for spec in (holder, second)] == [30, 4]
 
     def test_prompts_wait_for_blocks_of_the_prefill_pool(self, make_pair: MakePair) -> None:
         pair = make_pair(prefill_blocks=8)

@@ -111,13 +111,20 @@ def save_checkpoint(
 
     generator = torch.Generator().manual_seed(seed)
     dtype = config.dtype or torch.float32
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    # Norms and sinks keep their own initialisation and are varied from there, so that one is seeded too.
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             _randomise(name, parameter, generator)
     model.to(dtype).save_pretrained(path, max_shard_size="100KB" if sharded else "5GB")
     write_tokenizer(path)
     return path
+
+
+# Of weights by a part of their name; experts multiply three of them, which multiplies their rounding too.
+_GAINS = {"lm_head.weight": 0.4, "embed": 0.3, "experts": 1.0}
 
 
 def _randomise(name: str, parameter: torch.Tensor, generator: torch.Generator) -> None:
@@ -131,7 +138,7 @@ def _randomise(name: str, parameter: torch.Tensor, generator: torch.Generator) -
     # Linear weights are [out, in]; experts' are [expert, in, out].
     fan_in = parameter.shape[-1] if parameter.dim() == 2 else parameter.shape[-2]
     # Embeddings are small beside what layers add: tied to the output, they would make every token predict itself.
-    gain = 0.4 if name.endswith("lm_head.weight") else 0.3 if "embed" in name else 1.6
+    gain = next((gain for part, gain in _GAINS.items() if part in name), 1.6)
     parameter.copy_(noise * gain * fan_in**-0.5)
 
 

@@ -141,18 +141,6 @@ def test_evict_drops_the_key_but_neither_references_nor_the_place_in_the_queue()
     pool.check()
 
 
-def test_reset_waits_until_nothing_is_referenced():
-    pool = BlockPool(4)
-    blocks = cached_chain(pool, b"a", b"b")
-    pool.free(blocks[:1])
-    assert not pool.reset_cache()
-    assert pool.lookup(b"a") is not None
-    pool.free(blocks[1:])
-    assert pool.reset_cache()
-    assert pool.cached_keys() == []
-    assert pool.take_events() == ([], [])
-    pool.check()
-
 
 def test_without_caching_nothing_is_found_and_blocks_are_reused_at_once():
     pool = BlockPool(4, enable_caching=False)

@@ -40,17 +40,6 @@ def references(cache):
 
 
 class TestMemory:
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
-    def test_pages_are_views_of_the_tensor(self, dtype):
-        layout = KVLayout((KVGroup((0, 1)), KVGroup((2,), 8)), 2, 4, BLOCK_SIZE, dtype)
-        cache = KVCache(layout, 5)
-        assert cache.memory.shape == (2, 5, layout.page_bytes)
-        cache.kv[1, 3] = 7
-        page = torch.from_numpy(cache.memory[1, 3].copy()).view(dtype)
-        assert page.tolist() == [7] * (2 * 2 * BLOCK_SIZE * 4)
-        cache.memory[0, 2] = 0xFF
-        assert cache.kv[0, 2].view(torch.uint8).unique().tolist() == [0xFF]
-
     def test_blocks_for_a_number_of_bytes_are_rounded_down(self):
         layout = layout_of(None, 8)
         assert KVCache.num_blocks_for(layout, 10 * layout.block_bytes + 1) == 10

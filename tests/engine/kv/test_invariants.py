@@ -206,13 +206,6 @@ class CacheMachine(RuleBasedStateMachine):
     def drop_hashes(self, pick):
         self.pool.evict(block for table in self.one_of_running(pick).seq.tables for block in table)
 
-    @rule()
-    def reset_cache(self):
-        idle = self.cache.num_free == self.pool.num_usable
-        assert self.pool.reset_cache() == idle
-        if idle:
-            self.cache.kv.fill_(torch.nan)
-
     # What must always hold.
 
     @invariant()
@@ -273,7 +266,6 @@ class CacheMachine(RuleBasedStateMachine):
             self.cache.free(choice.seq)
         self.cache.free_tails(tail for _, _, tail in self.reserved)
         assert self.cache.num_free == NUM_BLOCKS - 1
-        assert self.pool.reset_cache()
         self.pool.check()
 
 
