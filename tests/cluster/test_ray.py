@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from baton.client import AsyncClient, Client
+from baton.errors import DeadlineError
 from tests.cluster.harness import running_cluster
 from tests.cluster.inprocess import assert_idle
 from tests.cluster.oracle import Oracle, prompt_of
@@ -25,29 +26,40 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return make_checkpoint("gemma3", tmp_path_factory.mktemp("models") / "tiny-gemma3")
 
 
-async def stream_all(target: str, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+async def use_in_every_way(target: str, oracle: Oracle) -> None:
+    """Streams of all kinds at once, some of which end early."""
+    prompts = [prompt_of(length, seed) for seed, length in enumerate([1, 16, 40, 100, 300, 700])]
     async with AsyncClient(target) as client:
-        answers = await asyncio.gather(
-            *(client.generate(prompt, max_tokens=max_tokens, temperature=0.0) for prompt in prompts)
-        )
-    return [list(answer.choices[0].token_ids) for answer in answers]
+        whole = [client.generate(prompt, max_tokens=16, temperature=0.0) for prompt in prompts]
+        choices = client.generate(prompt_of(90), n=3, temperature=1.0, seed=1, max_tokens=12, ignore_eos=True)
+        late = client.generate(prompt_of(500), max_tokens=1400, timeout_s=0.3, **GREEDY)
+        cancelled = asyncio.create_task(client.generate(prompt_of(600), max_tokens=1400, **GREEDY))
+        asyncio.get_running_loop().call_later(0.2, cancelled.cancel)
+        results: list[Any] = await asyncio.gather(*whole, choices, late, cancelled, return_exceptions=True)
+        *answers, sampled, deadline, gone = results
+        text = answers[-1].choices[0].text
+        stopped = await client.generate(prompts[-1], max_tokens=16, temperature=0.0, stop=text[2:5])
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert list(answer.choices[0].token_ids) == oracle.generate(prompt, 16)
+    assert len({choice.token_ids for choice in sampled.choices}) == 3
+    assert isinstance(deadline, DeadlineError)
+    assert isinstance(gone, asyncio.CancelledError)
+    assert stopped.choices[0].text == text[: text.index(text[2:5])]
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_ray_cluster_serves_and_replaces_a_worker_that_was_killed(model: pathlib.Path, num_workers: int) -> None:
     oracle = Oracle(model)
-    prompts = [prompt_of(length, seed) for seed, length in enumerate([1, 16, 40, 100, 300, 700])]
-    expected = [oracle.generate(prompt, 16) for prompt in prompts]
     with (
         running_cluster(model, runtime="ray", prefill_workers=num_workers, decode_workers=num_workers) as cluster,
         Client(cluster.target) as client,
     ):
-        assert asyncio.run(stream_all(cluster.target, prompts, 16)) == expected
+        asyncio.run(use_in_every_way(cluster.target, oracle))
         assert_idle(client)
         victim = next(worker for worker in client.status().workers if worker.name == "prefill-0")
         os.kill(victim.pid, signal.SIGKILL)
-        assert asyncio.run(stream_all(cluster.target, prompts, 16)) == expected
+        asyncio.run(use_in_every_way(cluster.target, oracle))
         if num_workers == 1:
             wait_until_ready(client, "prefill-0", victim.epoch)
             replaced = client.generate(prompt_of(200, seed=50), max_tokens=2, **GREEDY)

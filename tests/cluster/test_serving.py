@@ -151,6 +151,39 @@ class TestPrefixCache:
         assert client.generate(prompt, max_tokens=4, cache_salt="b", **GREEDY).usage.cached_tokens == 0
         assert client.generate(prompt, max_tokens=4, cache_salt="a", **GREEDY).usage.cached_tokens > 0
 
+    async def test_a_prompt_that_many_share_is_computed_once_on_a_worker(
+        self, client: Client, cluster: ClusterUnderTest
+    ) -> None:
+        before = metric(cluster, "prefill", 'baton_computed_tokens_total{kind="prefill"}')
+        shared = prompt_of(960, seed=90)
+        async with AsyncClient(cluster.target) as aio:
+            await asyncio.gather(
+                *(aio.generate([*shared, *prompt_of(40, seed)], max_tokens=2, **GREEDY) for seed in range(6))
+            )
+        after = metric(cluster, "prefill", 'baton_computed_tokens_total{kind="prefill"}')
+        # Two workers may each compute it once; six times would be 6,000 tokens.
+        assert sum(after) - sum(before) <= 2 * 960 + 6 * 40
+
+
+class TestStreams:
+    def test_a_long_prompt_does_not_stall_running_streams(self, client: Client, cluster: ClusterUnderTest) -> None:
+        streams = [client.stream(prompt_of(60, seed), max_tokens=1900, **GREEDY) for seed in range(4)]
+        for stream in streams:
+            for _ in range(3):
+                next(stream)
+        decoded, prefilled = (metric(cluster, role, "baton_step_seconds_count") for role in ("decode", "prefill"))
+        first = next(client.stream(prompt_of(2044, seed=91), max_tokens=2, **GREEDY))
+        assert first.choices
+        decoded_then, prefilled_then = (
+            metric(cluster, role, "baton_step_seconds_count") for role in ("decode", "prefill")
+        )
+        num_prefill_steps = sum(prefilled_then) - sum(prefilled)
+        assert num_prefill_steps >= 2044 // 512
+        # Each decode worker with streams goes on at its own pace: many steps for each one of the prefill worker.
+        assert sum(decoded_then) - sum(decoded) > num_prefill_steps
+        for stream in streams:
+            stream.close()
+
 
 class TestLeaving:
     def test_closing_a_stream_mid_decode_frees_everything(self, client: Client) -> None:
@@ -194,31 +227,34 @@ class TestLeaving:
 
 class TestNonsense:
     @pytest.mark.parametrize(
-        ("options", "says"),
+        ("options", "field", "limit"),
         [
-            ({"max_tokens": 0}, "max_tokens"),
-            ({"max_tokens": 5000}, "max_tokens"),
-            ({"temperature": float("nan")}, "temperature"),
-            ({"temperature": -1.0}, "temperature"),
-            ({"top_p": 0.0}, "top_p"),
-            ({"top_p": 1.5}, "top_p"),
-            ({"min_p": 2.0}, "min_p"),
-            ({"repetition_penalty": 0.0}, "repetition_penalty"),
-            ({"presence_penalty": 3.0}, "presence_penalty"),
-            ({"n": 0}, "n"),
-            ({"n": 1000}, "n"),
-            ({"logprobs": 1000}, "logprobs"),
-            ({"stop": ["x"] * 17}, "stop"),
-            ({"stop": [""]}, "stop"),
-            ({"stop_token_ids": [VOCAB_SIZE]}, "stop_token_ids"),
-            ({"logit_bias": {VOCAB_SIZE: 1.0}}, "logit_bias"),
-            ({"min_tokens": 20, "max_tokens": 10}, "min_tokens"),
+            ({"max_tokens": 0}, "max_tokens", "at least 1"),
+            ({"max_tokens": 5000}, "max_tokens", str(MAX_MODEL_LEN)),
+            ({"temperature": float("nan")}, "temperature", "at least 0"),
+            ({"temperature": -1.0}, "temperature", "at least 0"),
+            ({"top_p": 0.0}, "top_p", "above 0 and at most 1"),
+            ({"top_p": 1.5}, "top_p", "above 0 and at most 1"),
+            ({"min_p": 2.0}, "min_p", "from 0 to 1"),
+            ({"repetition_penalty": 0.0}, "repetition_penalty", "above 0"),
+            ({"presence_penalty": 3.0}, "presence_penalty", "from -2 to 2"),
+            ({"n": 0}, "n", "from 1 to 16"),
+            ({"n": 1000}, "n", "from 1 to 16"),
+            ({"logprobs": 1000}, "logprobs", "at most 20"),
+            ({"stop": ["x"] * 17}, "stop", "at most 16"),
+            ({"stop": [""]}, "stop", "1 to 1024"),
+            ({"stop_token_ids": [VOCAB_SIZE]}, "stop_token_ids", str(VOCAB_SIZE)),
+            ({"logit_bias": {VOCAB_SIZE: 1.0}}, "logit_bias", str(VOCAB_SIZE)),
+            ({"min_tokens": 20, "max_tokens": 10}, "min_tokens", "at most max_tokens 10"),
         ],
     )
-    def test_a_bad_field_is_named(self, client: Client, options: dict[str, Any], says: str) -> None:
+    def test_a_bad_field_is_named_with_its_limit(
+        self, client: Client, options: dict[str, Any], field: str, limit: str
+    ) -> None:
         with pytest.raises(InvalidRequestError) as caught:
             client.generate(prompt_of(10), **options)
-        assert says in caught.value.field
+        assert caught.value.field == f"sampling.{field}"
+        assert limit in caught.value.message
 
     @pytest.mark.parametrize("prompt", ["", [], [VOCAB_SIZE], prompt_of(MAX_MODEL_LEN), prompt_of(MAX_MODEL_LEN + 1)])
     def test_a_bad_prompt_is_refused(self, client: Client, prompt: str | list[int]) -> None:
@@ -270,6 +306,16 @@ class TestOperations:
         status = client.status()
         assert status.ready
         assert all(worker.healthy for worker in status.workers)
+
+
+def metric(cluster: ClusterUnderTest, role: str, series: str) -> list[float]:
+    """A series of each worker of a role."""
+    values = []
+    for worker in cluster.description["workers"]:
+        if worker["role"] == role:
+            lines = read(f"http://{worker['metrics']}/metrics").splitlines()
+            values += [float(line.split()[-1]) for line in lines if line.startswith(series)]
+    return values
 
 
 def read(url: str) -> str:

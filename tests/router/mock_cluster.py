@@ -14,7 +14,7 @@ import grpc.aio
 
 from baton.internal.v1 import worker_pb2, worker_pb2_grpc
 from tests.router.mock_decode import MockDecode
-from tests.router.mock_workers import Context, MockPrefill, Script, Worker
+from tests.router.mock_workers import Context, MockPrefill, Names, Script, Worker
 
 
 class MockMembership:
@@ -65,6 +65,7 @@ class MockCluster:
         self.script: Script = script or (lambda choice, position: 40 + (choice + position) % 20)
         self.step_s = step_s
         self.membership = MockMembership()
+        self._names = Names()
         self.prefill: list[MockPrefill] = []
         self.decode: list[MockDecode] = []
         self._started: list[Worker] = []
@@ -83,14 +84,14 @@ class MockCluster:
         await asyncio.gather(*(worker.stop() for worker in self._started), self.membership.stop())
 
     async def add_prefill(self, name: str = "") -> MockPrefill:
-        worker = MockPrefill(name or f"prefill-{len(self.prefill)}", len(self._started) + 1, self._say)
+        worker = MockPrefill(name or f"prefill-{len(self.prefill)}", len(self._started) + 1, self._say, self._names)
         self.prefill.append(worker)
         await self._start(worker)
         return worker
 
     async def add_decode(self, name: str = "") -> MockDecode:
         name = name or f"decode-{len(self.decode)}"
-        worker = MockDecode(name, len(self._started) + 1, self._say, step_s=self.step_s)
+        worker = MockDecode(name, len(self._started) + 1, self._say, self._names, step_s=self.step_s)
         self.decode.append(worker)
         await self._start(worker)
         return worker

@@ -13,7 +13,7 @@ import grpc.aio
 from baton.internal.v1 import transfer_pb2, worker_pb2, worker_pb2_grpc
 from baton.requests import RequestSpec
 from baton.wire import ref_to_wire, spec_from_wire
-from tests.router.mock_workers import Context, Name, Script, Worker, make_token, open_gate
+from tests.router.mock_workers import Context, Name, Names, Script, Worker, make_token, open_gate
 
 
 @dataclasses.dataclass
@@ -23,6 +23,7 @@ class Reservation:
     spec: RequestSpec
     next_position: list[int]
     finished: list[bool]
+    local: bool = False
     committed: bool = False
     announced: bool = False
     acked: list[int] = dataclasses.field(default_factory=list)
@@ -37,11 +38,20 @@ class MockDecode(Worker):
 
     role = "decode"
 
-    def __init__(self, name: str, epoch: int, script: Script, *, step_s: float = 0.0, total_blocks: int = 64) -> None:
+    def __init__(
+        self,
+        name: str,
+        epoch: int,
+        script: Script,
+        names: Names,
+        *,
+        step_s: float = 0.0,
+        total_blocks: int = 64,
+    ) -> None:
         self.reservations: dict[Name, Reservation] = {}
         self.reserves: list[worker_pb2.ReserveRequest] = []
         self.hellos: list[worker_pb2.AttachHello] = []
-        self.acks: list[tuple[str, int, int, int]] = []
+        self.acks: list[tuple[Name, int, int]] = []
         self.num_ack_messages = 0
         self.refusals = 0
         self.cached_tokens = 0
@@ -53,7 +63,7 @@ class MockDecode(Worker):
         self._outputs: dict[str, asyncio.Queue[worker_pb2.StepOutput | None]] = {}
         self._work = asyncio.Event()
         self._engine: asyncio.Task[None] | None = None
-        super().__init__(name, epoch, script, total_blocks=total_blocks)
+        super().__init__(name, epoch, script, names, total_blocks=total_blocks)
 
     async def start(self) -> None:
         await super().start()
@@ -103,12 +113,14 @@ class MockDecode(Worker):
             self.refusals -= 1
             return worker_pb2.ReserveResponse(refusal=worker_pb2.Refusal(reason="no room", needed_blocks=9))
         spec = spec_from_wire(request.spec)
-        name = (spec.ref.request_id, spec.ref.attempt)
+        name = self.name_of(spec.ref)
         if name in self.cancelled:
             await context.abort(grpc.StatusCode.CANCELLED, "cancelled before")
         positions = [len(spec.forced_tokens(choice)) for choice in range(spec.sampling.n)]
         finished = [bool(spec.delivered) and spec.delivered[choice].finished for choice in range(spec.sampling.n)]
-        self.reservations[name] = Reservation(spec, positions, finished, acked=list(positions))
+        self.reservations[name] = Reservation(
+            spec, positions, finished, acked=list(positions), local=request.local_prefill
+        )
         if request.local_prefill:
             self.commit(name)
         ticket = transfer_pb2.Ticket(
@@ -152,13 +164,13 @@ class MockDecode(Worker):
             for cursor in request.acks:
                 self._acknowledge(cursor)
             for ref in request.cancels:
-                self.on_cancel((ref.request_id, ref.attempt))
+                self.on_cancel(self.name_of(ref))
             self._changed.set()
 
     def _resume(self, hello: worker_pb2.AttachHello) -> worker_pb2.StepOutput:
         output = worker_pb2.StepOutput()
         for cursor in hello.cursors:
-            reservation = self.reservations.get((cursor.ref.request_id, cursor.ref.attempt))
+            reservation = self.reservations.get(self.name_of(cursor.ref))
             if reservation is not None:
                 output.tokens.extend(
                     token
@@ -168,8 +180,9 @@ class MockDecode(Worker):
         return output
 
     def _acknowledge(self, cursor: worker_pb2.Cursor) -> None:
-        self.acks.append((cursor.ref.request_id, cursor.ref.attempt, cursor.choice, cursor.position))
-        reservation = self.reservations.get((cursor.ref.request_id, cursor.ref.attempt))
+        name = self.name_of(cursor.ref)
+        self.acks.append((name, cursor.choice, cursor.position))
+        reservation = self.reservations.get(name)
         if reservation is None:
             return
         choice = cursor.choice
@@ -213,17 +226,21 @@ class MockDecode(Worker):
             reservation.next_position[choice] += 1
             reservation.finished[choice] = bool(token.finish_reason)
             output.tokens.append(token)
-        if not reservation.announced:
-            reservation.announced = True
+        # A local prefill whose first tokens end the request is over before it decodes.
+        over = all(reservation.finished)
+        states = [] if reservation.announced or (over and reservation.local) else [worker_pb2.REQUEST_STATE_DECODING]
+        reservation.announced = True
+        if over and self.sends_finished:
+            states.append(worker_pb2.REQUEST_STATE_FINISHED)
+        for state in states:
             output.updates.add(
                 ref=ref,
-                state=worker_pb2.REQUEST_STATE_DECODING,
+                state=state,
                 first_decode_step_s=0.002,
                 local_prefill_s=0.003,
                 cached_tokens=self.cached_tokens,
+                decode_s=0.25,
             )
-        if all(reservation.finished) and self.sends_finished:
-            output.updates.add(ref=ref, state=worker_pb2.REQUEST_STATE_FINISHED, decode_s=0.25)
 
     def _send_update(self, reservation: Reservation, **fields: Any) -> None:
         update = worker_pb2.RequestUpdate(ref=ref_to_wire(reservation.spec.ref), **fields)

@@ -14,15 +14,16 @@ import grpc
 import grpc.aio
 
 from baton.internal.v1 import transfer_pb2, worker_pb2, worker_pb2_grpc
-from baton.requests import FinishReason, RequestSpec
+from baton.requests import AttemptRef, FinishReason, RequestSpec
 from baton.v1 import inference_pb2
-from baton.wire import ref_from_wire, ref_to_wire, spec_from_wire
+from baton.wire import ref_to_wire, spec_from_wire
 
 BLOCK_SIZE = 16
 Context = grpc.aio.ServicerContext[Any, Any]
 # (choice, position) -> token id
 Script = Callable[[int, int], int]
-Name = tuple[str, int]
+# (request, counted from 0 in the order in which the cluster heard of them; attempt)
+Name = tuple[int, int]
 
 
 def fingerprint() -> transfer_pb2.LayoutFingerprint:
@@ -39,15 +40,26 @@ def fingerprint() -> transfer_pb2.LayoutFingerprint:
     )
 
 
+class Names:
+    """Numbers the requests of a cluster, since the router makes up what they are called there."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def __call__(self, ref: AttemptRef | transfer_pb2.AttemptRef) -> Name:
+        return self._numbers.setdefault(ref.request_id, len(self._numbers)), ref.attempt
+
+
 class Worker:
     """What both mock roles share: a server, the Watch stream, leases, and waiting for conditions."""
 
     role = ""
 
-    def __init__(self, name: str, epoch: int, script: Script, *, total_blocks: int = 64) -> None:
+    def __init__(self, name: str, epoch: int, script: Script, names: Names, *, total_blocks: int = 64) -> None:
         self.name = name
         self.epoch = epoch
         self.script = script
+        self.name_of = names
         self.state = worker_pb2.WorkerState(free_blocks=total_blocks, total_blocks=total_blocks, token_credit=100_000)
         self.hashes: set[bytes] = set()
         self.cancelled: list[Name] = []
@@ -139,16 +151,15 @@ class Worker:
     async def RenewLeases(  # noqa: N802
         self, request: worker_pb2.RenewLeasesRequest, context: Context
     ) -> worker_pb2.RenewLeasesResponse:
-        names = [(ref.request_id, ref.attempt) for ref in request.refs]
-        self.renewed += names
+        self.renewed += map(self.name_of, request.refs)
         self._changed.set()
         return worker_pb2.RenewLeasesResponse(
-            unknown=[ref for ref in request.refs if (ref.request_id, ref.attempt) in self.forgotten]
+            unknown=[ref for ref in request.refs if self.name_of(ref) in self.forgotten]
         )
 
     async def Cancel(self, request: worker_pb2.CancelRequest, context: Context) -> worker_pb2.CancelResponse:  # noqa: N802
         for ref in request.refs:
-            self.on_cancel((ref.request_id, ref.attempt))
+            self.on_cancel(self.name_of(ref))
         return worker_pb2.CancelResponse()
 
     def on_cancel(self, name: Name) -> None:
@@ -172,7 +183,7 @@ class MockPrefill(Worker):
 
     role = "prefill"
 
-    def __init__(self, name: str, epoch: int, script: Script, *, total_blocks: int = 64) -> None:
+    def __init__(self, name: str, epoch: int, script: Script, names: Names, *, total_blocks: int = 64) -> None:
         self.requests: list[worker_pb2.PrefillRequest] = []
         self.peers: dict[str, CommitTarget] = {}
         self.cached_tokens = 0
@@ -181,7 +192,7 @@ class MockPrefill(Worker):
         self.first_gate = open_gate()
         self.commit_gate = open_gate()
         self.done_gate = open_gate()
-        super().__init__(name, epoch, script, total_blocks=total_blocks)
+        super().__init__(name, epoch, script, names, total_blocks=total_blocks)
 
     async def Prefill(  # noqa: N802
         self, request: worker_pb2.PrefillRequest, context: Context
@@ -196,7 +207,7 @@ class MockPrefill(Worker):
                 num_events -= 1
                 yield event
         except asyncio.CancelledError:
-            self.on_cancel((request.spec.ref.request_id, request.spec.ref.attempt))
+            self.on_cancel(self.name_of(request.spec.ref))
             raise
 
     def _add_to(self, server: grpc.aio.Server) -> None:
@@ -204,7 +215,6 @@ class MockPrefill(Worker):
 
     async def _events(self, request: worker_pb2.PrefillRequest) -> AsyncIterator[worker_pb2.PrefillEvent]:
         spec = spec_from_wire(request.spec)
-        name = (spec.ref.request_id, spec.ref.attempt)
         yield worker_pb2.PrefillEvent(started=worker_pb2.PrefillStarted(cached_tokens=self.cached_tokens))
         await self.first_gate.wait()
         tokens = [make_token(spec, choice, spec.first_position, self.script) for choice in spec.sampled_choices]
@@ -213,9 +223,9 @@ class MockPrefill(Worker):
         peer = self.peers[request.ticket.worker]
         committed = spec.sampling.n != len(tokens) or not all(token.finish_reason for token in tokens)
         if committed:
-            peer.commit(name, tokens)
+            peer.commit(self.name_of(spec.ref), tokens)
         else:
-            peer.abort(name)
+            peer.abort(self.name_of(spec.ref))
         await self.done_gate.wait()
         done = worker_pb2.PrefillDone(committed=committed, transfer_s=0.5, bytes=1, transport="mock")
         yield worker_pb2.PrefillEvent(done=done)
@@ -238,11 +248,6 @@ def make_token(spec: RequestSpec, choice: int, position: int, script: Script) ->
         for rank in range(spec.sampling.logprobs):
             token.logprobs.top.add(token_id=rank, logprob=-1.0 - rank)
     return token
-
-
-def name_of(ref: transfer_pb2.AttemptRef) -> Name:
-    named = ref_from_wire(ref)
-    return named.request_id, named.attempt
 
 
 def open_gate() -> asyncio.Event:

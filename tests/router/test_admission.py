@@ -136,6 +136,51 @@ async def test_a_refused_request_comes_back_at_its_place_and_waits_for_a_state()
     await asyncio.gather(again, later)
 
 
+async def test_a_state_that_came_between_grant_and_refusal_is_new_enough() -> None:
+    scene = Scene()
+    scene.state(decode(free_blocks=100))
+    entry = scene.enter()
+    charge = await scene.queue.admit(entry)
+    scene.state(decode(free_blocks=90))
+    scene.queue.release(charge)
+    scene.queue.put_back(entry, entry.demand, avoid=DECODE)
+    charge = await scene.queue.admit(entry)
+    scene.queue.release(charge)
+    scene.queue.put_back(entry, entry.demand, avoid=DECODE)
+    again = scene.admit(entry)
+    await settle()
+    assert not again.done()
+    scene.state(decode(free_blocks=80))
+    await again
+
+
+async def test_an_idle_cluster_sends_no_state_and_is_not_waited_for() -> None:
+    scene = Scene()
+    scene.state(decode(running=0, free_blocks=100), decode(1, connected=False))
+    refused, other = scene.enter(), scene.enter()
+    charges = [await scene.queue.admit(entry) for entry in (refused, other)]
+    scene.queue.release(charges[0])
+    scene.queue.put_back(refused, refused.demand, avoid=DECODE)
+    again = scene.admit(refused)
+    await settle()
+    assert not again.done(), "the other request's end will be told of"
+    scene.queue.release(charges[1])
+    await again
+
+
+async def test_a_worker_that_is_giving_blocks_back_is_waited_for() -> None:
+    scene = Scene()
+    scene.state(decode(running=0, free_blocks=90))
+    entry = scene.enter()
+    scene.queue.release(await scene.queue.admit(entry))
+    scene.queue.put_back(entry, entry.demand, avoid=DECODE)
+    again = scene.admit(entry)
+    await settle()
+    assert not again.done()
+    scene.state(decode(running=0, free_blocks=100))
+    await again
+
+
 async def test_a_refused_request_goes_to_another_worker_without_waiting() -> None:
     scene = Scene()
     scene.state(decode(0, free_blocks=100), decode(1, free_blocks=100))

@@ -13,7 +13,7 @@ from baton.hashing import extend_chain, model_identity, root_hash
 from baton.v1 import inference_pb2
 from tests.router.conftest import EOS, StartRouter, next_of, request_of, rest_of, text_of, tokens_of
 from tests.router.mock_cluster import MockCluster
-from tests.router.mock_workers import BLOCK_SIZE, Script, fingerprint, name_of
+from tests.router.mock_workers import BLOCK_SIZE, Script, fingerprint
 
 
 def saying(tokenizer: Tokenizer, text: str) -> Script:
@@ -38,12 +38,15 @@ async def test_a_remote_prefill_streams_the_tokens_of_both_workers(start_router:
         assert cluster.prefill[0].requests[0].ticket.worker == "decode-0"
 
 
-async def test_a_short_prompt_is_prefilled_by_the_decode_worker(start_router: StartRouter) -> None:
+@pytest.mark.parametrize("num_tokens", [1, 5])
+async def test_a_short_prompt_is_prefilled_by_the_decode_worker(start_router: StartRouter, num_tokens: int) -> None:
+    """Also where it is all there is to do."""
     async with MockCluster() as cluster, start_router(cluster, decode={"local_prefill_tokens": 32}) as client:
         cluster.decode[0].cached_tokens = 16
-        responses = await client.generate(request_of([7] * 20, max_tokens=5))
-        assert tokens_of(responses) == [40, 41, 42, 43, 44]
+        responses = await client.generate(request_of([7] * 20, max_tokens=num_tokens))
+        assert tokens_of(responses) == [40, 41, 42, 43, 44][:num_tokens]
         assert responses[-1].timings.local_prefill
+        assert responses[-1].timings.prefill_s == 0.003
         assert responses[-1].timings.prefill_worker == ""
         assert responses[-1].usage.cached_tokens == 16
         assert cluster.decode[0].reserves[0].local_prefill
@@ -121,18 +124,18 @@ async def test_a_stop_string_ends_the_request_and_cancels_the_decode_worker(
 ) -> None:
     script = saying(tokenizer, "hello world, and so on and on and on")
     async with MockCluster(script=script) as cluster, start_router(cluster) as client:
-        responses = await client.generate(request_of(stop=["rld, a"], request_id="r"))
+        responses = await client.generate(request_of(stop=["rld, a"]))
         assert text_of(responses) == "hello wo"
         assert responses[-1].choices[0].stop_text == "rld, a"
         assert responses[-1].HasField("usage")
-        await cluster.decode[0].until(lambda: ("r", 1) in cluster.decode[0].cancelled)
+        await cluster.decode[0].until(lambda: (0, 1) in cluster.decode[0].cancelled)
 
 
 async def test_a_request_that_ends_by_itself_is_not_cancelled(start_router: StartRouter) -> None:
     async with MockCluster() as cluster, start_router(cluster) as client:
         decode = cluster.decode[0]
-        await client.generate(request_of(max_tokens=8, request_id="r"))
-        await decode.until(lambda: ("r", 1, 0, 8) in decode.acks)
+        await client.generate(request_of(max_tokens=8))
+        await decode.until(lambda: ((0, 1), 0, 8) in decode.acks)
         assert decode.cancelled == []
         assert cluster.prefill[0].cancelled == []
 
@@ -140,10 +143,10 @@ async def test_a_request_that_ends_by_itself_is_not_cancelled(start_router: Star
 async def test_a_first_token_that_ends_the_request_releases_the_reservation(start_router: StartRouter) -> None:
     async with MockCluster() as cluster, start_router(cluster) as client:
         cluster.prefill[0].commit_gate.clear()
-        responses = await client.generate(request_of(max_tokens=1, request_id="r"))
+        responses = await client.generate(request_of(max_tokens=1))
         assert tokens_of(responses) == [40]
-        await cluster.decode[0].until(lambda: ("r", 1) in cluster.decode[0].cancelled)
-        await cluster.prefill[0].until(lambda: ("r", 1) in cluster.prefill[0].cancelled)
+        await cluster.decode[0].until(lambda: (0, 1) in cluster.decode[0].cancelled)
+        await cluster.prefill[0].until(lambda: (0, 1) in cluster.prefill[0].cancelled)
 
 
 async def test_the_first_token_comes_before_the_transfer_ends(start_router: StartRouter) -> None:
@@ -159,12 +162,12 @@ async def test_decode_tokens_wait_for_the_prefill_worker_s_first(start_router: S
     async with MockCluster() as cluster, start_router(cluster) as client:
         prefill, decode = cluster.prefill[0], cluster.decode[0]
         prefill.first_gate.clear()
-        call = client.stream(request_of(max_tokens=4, request_id="r"))
+        call = client.stream(request_of(max_tokens=4))
         await prefill.until(lambda: prefill.requests)
         # The decode worker runs ahead: its tokens are there before the first.
-        decode.reservations["r", 1].next_position[0] = decode.reservations["r", 1].acked[0] = 1
-        decode.commit(("r", 1))
-        await decode.until(lambda: decode.reservations["r", 1].finished[0])
+        decode.reservations[0, 1].next_position[0] = decode.reservations[0, 1].acked[0] = 1
+        decode.commit((0, 1))
+        await decode.until(lambda: decode.reservations[0, 1].finished[0])
         first = asyncio.ensure_future(next_of(call))
         await asyncio.sleep(0.05)
         assert not first.done()
@@ -203,10 +206,10 @@ async def test_a_slow_client_pauses_only_itself(start_router: StartRouter) -> No
     async with MockCluster() as cluster, start_router(cluster, decode={"max_unacked_tokens": 8}) as client:
         decode = cluster.decode[0]
         pipeline = client.server.pipeline
-        async with contextlib.aclosing(pipeline.generate(request_of(max_tokens=50, request_id="slow"))) as slow:
+        async with contextlib.aclosing(pipeline.generate(request_of(max_tokens=50))) as slow:
             taken = tokens_of([await anext(slow)])
-            await decode.until(lambda: ("slow", 1) in decode.reservations)
-            slow_one = decode.reservations["slow", 1]
+            await decode.until(lambda: (0, 1) in decode.reservations)
+            slow_one = decode.reservations[0, 1]
             await decode.until(lambda: slow_one.committed and slow_one.num_unacked(0) == 8)
             assert len(tokens_of(await client.generate(request_of(max_tokens=50)))) == 50
             assert slow_one.num_unacked(0) == 8
@@ -218,7 +221,7 @@ async def test_a_slow_client_pauses_only_itself(start_router: StartRouter) -> No
 async def test_acknowledgements_are_batched(start_router: StartRouter) -> None:
     async with MockCluster() as cluster, start_router(cluster) as client:
         decode = cluster.decode[0]
-        await asyncio.gather(*(client.generate(request_of(max_tokens=40, request_id=f"r{i}")) for i in range(5)))
+        await asyncio.gather(*(client.generate(request_of(max_tokens=40)) for _ in range(5)))
         await decode.until(lambda: sum(position == 40 for *_, position in decode.acks) == 5)
         assert decode.num_ack_messages < 5 * 40 / 2
 
@@ -228,47 +231,47 @@ class TestRelease:
 
     async def test_cancel_while_decoding(self, start_router: StartRouter) -> None:
         async with MockCluster(step_s=0.005) as cluster, start_router(cluster) as client:
-            call = client.stream(request_of(max_tokens=400, request_id="r"))
+            call = client.stream(request_of(max_tokens=400))
             await next_of(call)
             call.cancel()
-            await cluster.decode[0].until(lambda: ("r", 1) in cluster.decode[0].cancelled)
+            await cluster.decode[0].until(lambda: (0, 1) in cluster.decode[0].cancelled)
             assert client.server.pipeline.num_running == 0
 
     async def test_cancel_during_prefill(self, start_router: StartRouter) -> None:
         async with MockCluster() as cluster, start_router(cluster) as client:
             prefill, decode = cluster.prefill[0], cluster.decode[0]
             prefill.first_gate.clear()
-            call = client.stream(request_of(request_id="r"))
+            call = client.stream(request_of())
             await prefill.until(lambda: prefill.requests)
             call.cancel()
-            await prefill.until(lambda: ("r", 1) in prefill.cancelled)
-            await decode.until(lambda: ("r", 1) in decode.cancelled)
+            await prefill.until(lambda: (0, 1) in prefill.cancelled)
+            await decode.until(lambda: (0, 1) in decode.cancelled)
 
     async def test_cancel_while_the_reservation_is_on_its_way(self, start_router: StartRouter) -> None:
         async with MockCluster() as cluster, start_router(cluster) as client:
             decode = cluster.decode[0]
             decode.reserve_gate.clear()
-            call = client.stream(request_of(request_id="r"))
+            call = client.stream(request_of())
             await decode.until(lambda: decode.reserves)
             call.cancel()
-            await decode.until(lambda: ("r", 1) in decode.cancelled)
+            await decode.until(lambda: (0, 1) in decode.cancelled)
             decode.reserve_gate.set()
             assert decode.reservations == {}
 
     async def test_a_client_that_vanishes(self, start_router: StartRouter) -> None:
         async with MockCluster(step_s=0.005) as cluster, start_router(cluster) as client:
             channel = grpc.aio.insecure_channel(client.server.grpc_address)
-            call = type(client)(client.server, channel).stream(request_of(max_tokens=400, request_id="r"))
+            call = type(client)(client.server, channel).stream(request_of(max_tokens=400))
             await next_of(call)
             await channel.close(None)
-            await cluster.decode[0].until(lambda: ("r", 1) in cluster.decode[0].cancelled)
+            await cluster.decode[0].until(lambda: (0, 1) in cluster.decode[0].cancelled)
 
     async def test_a_deadline_while_decoding(self, start_router: StartRouter) -> None:
         async with MockCluster(step_s=0.005) as cluster, start_router(cluster) as client:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await client.generate(request_of(max_tokens=400, request_id="r"), timeout_s=0.3)
+                await client.generate(request_of(max_tokens=400), timeout_s=0.3)
             assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-            await cluster.decode[0].until(lambda: ("r", 1) in cluster.decode[0].cancelled)
+            await cluster.decode[0].until(lambda: (0, 1) in cluster.decode[0].cancelled)
 
     @pytest.mark.parametrize("stuck", ["queue", "reserve", "prefill"])
     async def test_a_deadline_that_the_router_keeps_by_itself(self, start_router: StartRouter, stuck: str) -> None:
@@ -283,18 +286,18 @@ class TestRelease:
                 prefill.first_gate.clear()
             await client.stub.GetClusterStatus(inference_pb2.GetClusterStatusRequest())
             with pytest.raises(Exception, match="the client's deadline passed"):
-                await anext(client.server.pipeline.generate(request_of(request_id="r"), timeout_s=0.2))
+                await anext(client.server.pipeline.generate(request_of(), timeout_s=0.2))
             assert client.server.pipeline.num_running == 0
             if stuck != "queue":
-                await decode.until(lambda: ("r", 1) in decode.cancelled)
+                await decode.until(lambda: (0, 1) in decode.cancelled)
 
     async def test_leases_are_renewed_in_batches_while_requests_run(self, start_router: StartRouter) -> None:
         async with MockCluster() as cluster, start_router(cluster, transfer={"lease_s": 0.3}) as client:
             prefill, decode = cluster.prefill[0], cluster.decode[0]
             prefill.first_gate.clear()
-            calls = [client.stream(request_of(max_tokens=3, request_id=name)) for name in ("a", "b")]
-            await decode.until(lambda: {("a", 1), ("b", 1)} <= set(decode.renewed))
-            await prefill.until(lambda: {("a", 1), ("b", 1)} <= set(prefill.renewed))
+            calls = [client.stream(request_of(max_tokens=3)) for _ in range(2)]
+            await decode.until(lambda: {(0, 1), (1, 1)} <= set(decode.renewed))
+            await prefill.until(lambda: {(0, 1), (1, 1)} <= set(prefill.renewed))
             prefill.first_gate.set()
             for call in calls:
                 assert len(tokens_of(await rest_of(call))) == 3
@@ -307,9 +310,24 @@ async def test_cached_tokens_are_those_of_the_prefill_worker(start_router: Start
         assert responses[-1].usage.cached_tokens == 12
 
 
-async def test_attempts_are_named_by_the_router(start_router: StartRouter) -> None:
+async def test_an_id_that_a_client_uses_again_is_another_request_to_workers(start_router: StartRouter) -> None:
+    async with MockCluster() as cluster, start_router(cluster) as client:
+        decode = cluster.decode[0]
+        decode.step_gate.clear()
+        call = client.stream(request_of(max_tokens=3, request_id="mine"))
+        await next_of(call)
+        call.cancel()
+        await decode.until(lambda: (0, 1) in decode.cancelled)
+        decode.step_gate.set()
+        responses = await client.generate(request_of(max_tokens=3, request_id="mine"))
+        assert {response.request_id for response in responses} == {"mine"}
+        first, second = (reserve.spec.ref for reserve in decode.reserves)
+        assert len({"mine", first.request_id, second.request_id}) == 3
+        assert (first.attempt, second.attempt) == (1, 1)
+
+
+async def test_a_request_without_an_id_is_given_one(start_router: StartRouter) -> None:
     async with MockCluster() as cluster, start_router(cluster) as client:
         responses = await client.generate(request_of(max_tokens=3))
-        reserve = cluster.decode[0].reserves[0]
-        assert name_of(reserve.spec.ref) == (responses[0].request_id, 1)
+        assert len({response.request_id for response in responses}) == 1
         assert len(responses[0].request_id) == 32

@@ -151,9 +151,25 @@ def test_a_fully_cached_prompt_still_lacks_its_last_block() -> None:
 
 
 def test_each_further_choice_needs_a_tail_block() -> None:
-    assert num_blocks_needed(worker("decode"), demand(640, num_choices=1)) == 41
-    assert num_blocks_needed(worker("decode"), demand(640, num_choices=4)) == 44
+    assert num_blocks_needed(worker("decode"), demand(640)) == 41
+    assert num_blocks_needed(worker("decode"), demand(640, own_tokens=[0] * 4)) == 44
     assert num_blocks_needed(worker("decode", cached=10), demand(640)) == 31
+
+
+def test_a_choice_that_resumes_needs_blocks_for_its_own_tokens() -> None:
+    assert num_blocks_needed(worker("decode"), demand(640, own_tokens=[15, 0])) == 40 + 1 + 1
+    assert num_blocks_needed(worker("decode"), demand(640, own_tokens=[16, 33])) == 40 + 2 + 3
+    assert num_blocks_needed(worker("decode"), demand(650, own_tokens=[6, 0])) == 40 + 2 + 1
+
+
+def test_every_group_of_layers_needs_its_blocks() -> None:
+    assert num_blocks_needed(worker("decode", num_groups=3), demand(640)) == 3 * 41
+    assert num_blocks_needed(worker("decode", num_groups=3, cached=10), demand(640)) == 3 * 31
+    enough, short = (
+        worker("decode", running=1, num_groups=2, free_blocks=free, total_blocks=200) for free in (102, 101)
+    )
+    assert has_room(enough, {}, demand(), POLICY)
+    assert not has_room(short, {}, demand(), POLICY)
 
 
 _workers: st.SearchStrategy[dict[str, Any]] = st.builds(
@@ -166,7 +182,7 @@ _workers: st.SearchStrategy[dict[str, Any]] = st.builds(
     free_blocks=st.integers(0, 100),
     queued_tokens=st.integers(0, 6000),
 )
-_demands = st.builds(demand, st.integers(1, 1024), num_choices=st.integers(1, 4))
+_demands = st.builds(demand, st.integers(1, 1024), own_tokens=st.lists(st.integers(0, 100), min_size=1, max_size=4))
 
 
 def _cluster_of(prefill: list[dict[str, Any]], decode: list[dict[str, Any]]) -> ClusterSnapshot:

@@ -30,6 +30,8 @@ GONE = UnavailableError("gone")
         (FailureKind.PREFILL_FAILED, OverloadedError("full"), False, Action.RETRY),
         (FailureKind.PREFILL_FAILED, CancelledRequestError("server stops"), False, Action.RETRY),
         (FailureKind.PREFILL_FAILED, InternalError("bug"), False, Action.FAIL),
+        (FailureKind.PREFILL_FAILED, GONE, True, Action.RETRY),
+        (FailureKind.PREFILL_FAILED, InternalError("bug"), True, Action.FAIL),
         (FailureKind.DECODE_LOST, GONE, False, Action.RETRY),
         (FailureKind.DECODE_LOST, GONE, True, Action.FAIL),
         (FailureKind.DECODE_FAILED, TransferError("checksum"), False, Action.RETRY),

@@ -7,8 +7,10 @@ import asyncio
 import grpc
 import pytest
 
+from baton.hashing import extend_chain
 from tests.router.conftest import StartRouter, next_of, request_of, rest_of, tokens_of
 from tests.router.mock_cluster import MockCluster
+from tests.router.mock_workers import BLOCK_SIZE
 
 UNAVAILABLE, ABORTED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED
 
@@ -24,6 +26,8 @@ class TestRefusal:
     async def test_the_request_waits_for_the_next_state(self, start_router: StartRouter) -> None:
         async with MockCluster() as cluster, start_router(cluster) as client:
             decode = cluster.decode[0]
+            decode.publish(running=1)
+            await client.until_status(lambda status: status.workers[1].running)
             decode.refusals = 1
             generated = asyncio.create_task(client.generate(request_of(max_tokens=4)))
             await decode.until(lambda: decode.reserves)
@@ -35,6 +39,27 @@ class TestRefusal:
             assert responses[-1].timings.attempts == 1
             assert [reserve.spec.ref.attempt for reserve in decode.reserves] == [1, 1]
             assert decode.cancelled == []
+
+    async def test_a_state_that_overtook_the_refusal_counts(self, start_router: StartRouter) -> None:
+        async with MockCluster() as cluster, start_router(cluster) as client:
+            decode = cluster.decode[0]
+            decode.publish(running=1)
+            await client.until_status(lambda status: status.workers[1].running)
+            decode.refusals = 1
+            decode.reserve_gate.clear()
+            generated = asyncio.create_task(client.generate(request_of(max_tokens=4)))
+            await decode.until(lambda: decode.reserves)
+            decode.publish(running=2)
+            await client.until_status(lambda status: status.workers[1].running == 2)
+            decode.reserve_gate.set()
+            assert len(tokens_of(await generated)) == 4
+            assert len(decode.reserves) == 2
+
+    async def test_an_idle_cluster_is_not_waited_for(self, start_router: StartRouter) -> None:
+        async with MockCluster() as cluster, start_router(cluster) as client:
+            cluster.decode[0].refusals = 2
+            assert len(tokens_of(await client.generate(request_of(max_tokens=4)))) == 4
+            assert len(cluster.decode[0].reserves) == 3
 
     async def test_another_decode_worker_is_asked_at_once(self, start_router: StartRouter) -> None:
         async with MockCluster(num_decode=2) as cluster, start_router(cluster) as client:
@@ -62,7 +87,7 @@ class TestPrefillFailure:
                 first.commit_gate.set()
             else:
                 first.commit_gate, first.failures = asyncio.Event(), []
-            call = client.stream(request_of(max_tokens=5, request_id="r", seed=3))
+            call = client.stream(request_of(max_tokens=5, seed=3))
             if num_events == 2:
                 received = tokens_of([await next_of(call)])
                 assert received == [40]
@@ -78,14 +103,16 @@ class TestPrefillFailure:
             assert retry.ref.attempt == 2
             assert retry.sampling.seed == 3
             assert [list(choice.token_ids) for choice in retry.delivered] == ([[40]] if received else [])
-            assert ("r", 1) in cluster.decode[0].cancelled
+            assert (0, 1) in cluster.decode[0].cancelled
 
     async def test_the_only_worker_is_tried_again_after_a_state(self, start_router: StartRouter) -> None:
         async with MockCluster() as cluster, start_router(cluster) as client:
             prefill, decode = cluster.prefill[0], cluster.decode[0]
+            decode.publish(running=1)
+            await client.until_status(lambda status: status.workers[1].running)
             prefill.failures = [(1, ABORTED)]
-            generated = asyncio.create_task(client.generate(request_of(max_tokens=3, request_id="r")))
-            await decode.until(lambda: ("r", 1) in decode.cancelled)
+            generated = asyncio.create_task(client.generate(request_of(max_tokens=3)))
+            await decode.until(lambda: (0, 1) in decode.cancelled)
             await asyncio.sleep(0.05)
             assert len(prefill.requests) == 1
             decode.publish()
@@ -107,14 +134,9 @@ class TestPrefillFailure:
 
     async def test_retries_are_bounded(self, start_router: StartRouter) -> None:
         async with MockCluster() as cluster, start_router(cluster, router={"max_retries": 2}) as client:
-            prefill, decode = cluster.prefill[0], cluster.decode[0]
+            prefill = cluster.prefill[0]
             prefill.failures = [(0, ABORTED)] * 10
-            call = client.stream(request_of(request_id="r"))
-            failed = asyncio.create_task(failure_of(call))
-            for attempt in (1, 2, 3):
-                await decode.until(lambda attempt=attempt: ("r", attempt) in decode.cancelled)  # type: ignore[misc]
-                decode.publish()
-            error = await failed
+            error = await failure_of(client.stream(request_of()))
             assert error.code() == UNAVAILABLE
             assert error.details() == "gave up after 2 retries; the last failure: scripted failure"
             assert len(prefill.requests) == 3
@@ -130,23 +152,46 @@ class TestPrefillFailure:
     async def test_a_status_that_no_retry_helps_is_passed_on(self, start_router: StartRouter) -> None:
         async with MockCluster() as cluster, start_router(cluster) as client:
             cluster.prefill[0].failures = [(0, grpc.StatusCode.INTERNAL)]
-            error = await failure_of(client.stream(request_of(request_id="r")))
+            error = await failure_of(client.stream(request_of()))
             assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, "scripted failure")
-            await cluster.decode[0].until(lambda: ("r", 1) in cluster.decode[0].cancelled)
+            await cluster.decode[0].until(lambda: (0, 1) in cluster.decode[0].cancelled)
 
     async def test_a_failure_after_the_commit_changes_nothing(self, start_router: StartRouter) -> None:
         async with MockCluster() as cluster, start_router(cluster) as client:
             prefill, decode = cluster.prefill[0], cluster.decode[0]
+
+            def pause_after_two(choice: int, position: int) -> int:
+                if position == 2:
+                    decode.step_gate.clear()
+                return 40 + position
+
+            cluster.script = pause_after_two
             prefill.done_gate.clear()
-            decode.step_gate.clear()
-            call = client.stream(request_of(max_tokens=4, request_id="r"))
-            received = tokens_of([await next_of(call)])
-            await decode.until(lambda: ("r", 1) in decode.reservations)
-            decode.step_gate.set()
-            received += tokens_of([await next_of(call)])
+            call = client.stream(request_of(max_tokens=12))
+            received: list[int] = []
+            while len(received) < 3:
+                received += tokens_of([await next_of(call)])
             await prefill.stop()
+            await client.until_status(lambda status: not status.workers[0].healthy)
+            decode.step_gate.set()
             responses = await rest_of(call)
-            assert received + tokens_of(responses) == [40, 41, 42, 43]
+            assert received + tokens_of(responses) == list(range(40, 52))
+            assert responses[-1].timings.attempts == 1
+
+    async def test_a_lost_lease_is_a_new_attempt(self, start_router: StartRouter) -> None:
+        """The prefill worker lives and no longer knows the request, yet its stream says nothing."""
+        async with (
+            MockCluster(num_prefill=2) as cluster,
+            start_router(cluster, transfer={"lease_s": 0.3}) as client,
+        ):
+            await client.until_connected(3)
+            first = cluster.prefill[0]
+            first.first_gate.clear()
+            first.forgotten.add((0, 1))
+            responses = await client.generate(request_of(max_tokens=4))
+            assert tokens_of(responses) == [40, 41, 42, 43]
+            assert responses[-1].timings.prefill_worker == "prefill-1"
+            await first.until(lambda: (0, 1) in first.cancelled)
 
     async def test_tokens_of_the_old_attempt_are_dropped(self, start_router: StartRouter) -> None:
         """The decode worker commits the first attempt although its prefill worker seemed dead."""
@@ -157,10 +202,10 @@ class TestPrefillFailure:
             decode.on_cancel = lambda name: decode.cancelled.append(name)  # type: ignore[method-assign]
             first.failures = [(0, UNAVAILABLE)]
             second.first_gate.clear()
-            generated = asyncio.create_task(client.generate(request_of(max_tokens=4, request_id="r")))
+            generated = asyncio.create_task(client.generate(request_of(max_tokens=4)))
             await second.until(lambda: second.requests)
-            stale = decode.reservations["r", 1]
-            decode.commit(("r", 1))
+            stale = decode.reservations[0, 1]
+            decode.commit((0, 1))
             await decode.until(lambda: all(stale.finished))
             second.first_gate.set()
             assert tokens_of(await generated) == [40, 41, 42, 43]
@@ -170,18 +215,43 @@ class TestPreemption:
     async def test_a_preempted_request_goes_on_in_a_new_attempt(self, start_router: StartRouter) -> None:
         async with MockCluster() as cluster, start_router(cluster, router={"max_retries": 0}) as client:
             decode = cluster.decode[0]
-            call = client.stream(request_of(max_tokens=6, request_id="r"))
+            call = client.stream(request_of(max_tokens=6))
             received: list[int] = []
             decode.step_gate.clear()
             received += tokens_of([await next_of(call)])
-            await decode.until(lambda: ("r", 1) in decode.reservations)
-            decode.preempt(("r", 1))
+            await decode.until(lambda: (0, 1) in decode.reservations)
+            decode.preempt((0, 1))
             decode.step_gate.set()
             responses = await rest_of(call)
             assert received + tokens_of(responses) == [40, 41, 42, 43, 44, 45]
             assert responses[-1].timings.attempts == 2
             resumed = decode.reserves[-1].spec
             assert list(resumed.delivered[0].token_ids) == received
+
+    async def test_it_resumes_where_its_blocks_are_still_cached(self, start_router: StartRouter) -> None:
+        """Prompt and delivered tokens are found, so that little is lacking and the decode worker prefills that."""
+        async with MockCluster() as cluster, start_router(cluster, decode={"local_prefill_tokens": 32}) as client:
+            decode = cluster.decode[0]
+
+            def pause_after_forty(choice: int, position: int) -> int:
+                if position == 39:
+                    decode.step_gate.clear()
+                return 50
+
+            cluster.script = pause_after_forty
+            call = client.stream(request_of([7] * 40, max_tokens=44))
+            received: list[int] = []
+            while len(received) < 40:
+                received += tokens_of([await next_of(call)])
+            first = decode.reserves[0]
+            hashes = extend_chain(first.spec.salt_root, [7] * 40 + [50] * 40, BLOCK_SIZE)
+            decode.publish(stored=[block_hash + bytes(4) for block_hash in hashes], running=1)
+            await client.until_status(lambda status: status.workers[1].running)
+            decode.preempt((0, 1))
+            decode.step_gate.set()
+            assert len(received + tokens_of(await rest_of(call))) == 44
+            assert [reserve.local_prefill for reserve in decode.reserves] == [False, True]
+            assert decode.reserves[1].spec.block_hashes == first.spec.block_hashes
 
 
 class TestDecodeFailure:
@@ -247,10 +317,10 @@ class TestDecodeFailure:
         async with MockCluster() as cluster, start_router(cluster) as client:
             decode = cluster.decode[0]
             decode.step_gate.clear()
-            call = client.stream(request_of(max_tokens=4, request_id="r"))
+            call = client.stream(request_of(max_tokens=4))
             await next_of(call)
-            await decode.until(lambda: ("r", 1) in decode.reservations)
-            decode.fail(("r", 1), "INTERNAL", "the engine broke")
+            await decode.until(lambda: (0, 1) in decode.reservations)
+            decode.fail((0, 1), "INTERNAL", "the engine broke")
             error = await failure_of(call)
             assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, "the engine broke")
 
@@ -258,11 +328,10 @@ class TestDecodeFailure:
         async with MockCluster() as cluster, start_router(cluster, transfer={"lease_s": 0.3}) as client:
             decode = cluster.decode[0]
             decode.step_gate.clear()
-            call = client.stream(request_of(max_tokens=4, request_id="r"))
+            call = client.stream(request_of(max_tokens=4))
             received = tokens_of([await next_of(call)])
-            decode.forgotten.add(("r", 1))
-            await decode.until(lambda: ("r", 1) in decode.cancelled)
-            decode.publish()
+            decode.forgotten.add((0, 1))
+            await decode.until(lambda: (0, 1) in decode.cancelled)
             decode.step_gate.set()
             responses = await rest_of(call)
             assert received + tokens_of(responses) == [40, 41, 42, 43]
@@ -288,13 +357,13 @@ class TestReattach:
         async with MockCluster() as cluster, start_router(cluster) as client:
             decode = cluster.decode[0]
             decode.step_gate.clear()
-            call = client.stream(request_of(max_tokens=30, request_id="r"))
+            call = client.stream(request_of(max_tokens=30))
             received = tokens_of([await next_of(call)])
-            await decode.until(lambda: ("r", 1) in decode.reservations and decode.reservations["r", 1].committed)
+            await decode.until(lambda: (0, 1) in decode.reservations and decode.reservations[0, 1].committed)
             decode.accepts_attach = False
             decode.break_attach()
             decode.step_gate.set()
-            await decode.until(lambda: decode.reservations["r", 1].finished[0])
+            await decode.until(lambda: decode.reservations[0, 1].finished[0])
             decode.accepts_attach = True
             assert received + tokens_of(await rest_of(call)) == [40 + position % 20 for position in range(30)]
             assert decode.hellos[-1].epoch == decode.epoch
@@ -303,12 +372,12 @@ class TestReattach:
         async with MockCluster() as cluster, start_router(cluster) as client:
             decode = cluster.decode[0]
             decode.step_gate.clear()
-            call = client.stream(request_of(max_tokens=30, request_id="r"))
+            call = client.stream(request_of(max_tokens=30))
             await next_of(call)
             decode.accepts_attach = False
             num_hellos = len(decode.hellos)
             decode.break_attach()
             await decode.until(lambda: len(decode.hellos) > num_hellos)
             call.cancel()
-            await decode.until(lambda: ("r", 1) in decode.cancelled)
+            await decode.until(lambda: (0, 1) in decode.cancelled)
             decode.step_gate.set()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -100,6 +101,20 @@ class TestAttempt:
         attempt.fail(Failure(FailureKind.DECODE_LOST, UnavailableError("second")))
         assert attempt.failure is first
 
+    async def test_once_its_tokens_are_in_and_decoding_began_the_prefill_worker_may_fail(self) -> None:
+        first_tokens = worker_pb2.PrefillEvent(first_tokens=worker_pb2.PrefillFirstTokens(tokens=[token(0)]))
+        only_first, only_committed, both = new_attempt(), new_attempt(), new_attempt()
+        for attempt in (only_first, both):
+            attempt.prefilled(first_tokens)
+        for attempt in (only_committed, both):
+            attempt.decoded(token(1))
+        for attempt in (only_first, only_committed, both):
+            attempt.prefill_failed(UnavailableError("gone"), WorkerKey("prefill-0", 2))
+        assert only_first.failure is not None
+        assert only_committed.failure is not None
+        assert only_committed.failure.kind is FailureKind.PREFILL_FAILED
+        assert both.failure is None
+
     async def test_a_decode_token_a_decoding_update_or_a_commit_each_show_that_the_kv_is_there(self) -> None:
         by_token, by_update, by_done = new_attempt(), new_attempt(), new_attempt()
         by_token.decoded(token(1))
@@ -110,10 +125,10 @@ class TestAttempt:
         assert by_done.committed
         assert by_done.progress.exposed_transfer_s() == 1.5
 
-    async def test_cached_tokens_are_those_of_whoever_prefills(self) -> None:
-        update = worker_pb2.RequestUpdate(
-            ref=REF, state=worker_pb2.REQUEST_STATE_DECODING, cached_tokens=48, local_prefill_s=0.25
-        )
+    @pytest.mark.parametrize("state", [worker_pb2.REQUEST_STATE_DECODING, worker_pb2.REQUEST_STATE_FINISHED])
+    async def test_cached_tokens_are_those_of_whoever_prefills(self, state: worker_pb2.RequestState.ValueType) -> None:
+        """A local prefill whose first token ends the request never decodes."""
+        update = worker_pb2.RequestUpdate(ref=REF, state=state, cached_tokens=48, local_prefill_s=0.25)
         remote, local = new_attempt(), new_attempt(local=True)
         remote.prefilled(worker_pb2.PrefillEvent(started=worker_pb2.PrefillStarted(cached_tokens=16)))
         remote.updated(update)

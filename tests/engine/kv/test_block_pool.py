@@ -141,7 +141,6 @@ def test_evict_drops_the_key_but_neither_references_nor_the_place_in_the_queue()
     pool.check()
 
 
-
 def test_without_caching_nothing_is_found_and_blocks_are_reused_at_once():
     pool = BlockPool(4, enable_caching=False)
     (block,) = cached_chain(pool, b"a")
