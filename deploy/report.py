@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.table import Table
 
 from baton.client import ClusterStatus, StageTimings, Usage, WorkerStatus
@@ -31,15 +32,16 @@ def _route(timings: StageTimings) -> str:
 
 
 def status_table(status: ClusterStatus) -> Table:
-    """The workers, under a title that tells of the router."""
+    """The workers, under a title that tells of the router; it fits into 80 columns."""
     state = "[green]ready[/green]" if status.ready else "[yellow]not ready[/yellow]"
     table = Table(
         title=f"{status.model}, Baton {status.version}: {state}, {status.running} running, {status.queued} queued",
         title_justify="left",
+        box=box.SIMPLE_HEAD,
     )
     for column in ("worker", "address"):
         table.add_column(column, no_wrap=True)
-    for column in ("epoch", "pid", "running", "waiting", "KV blocks used"):
+    for column in ("epoch", "pid", "run", "wait", "KV blocks"):
         table.add_column(column, justify="right")
     table.add_column("state")
     for worker in status.workers:
@@ -55,6 +57,6 @@ def _cells(worker: WorkerStatus) -> tuple[str, ...]:
         str(worker.pid),
         str(worker.running),
         str(worker.waiting),
-        f"{worker.total_blocks - worker.free_blocks} / {worker.total_blocks}",
+        f"{worker.total_blocks - worker.free_blocks}/{worker.total_blocks}",
         "[green]healthy[/green]" if worker.healthy else "[red]unreachable[/red]",
     )

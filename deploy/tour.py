@@ -66,7 +66,7 @@ def main(runtime: str) -> None:
     """Show Baton at work on the demo model."""
     quiet_grpc()
     console = Console()
-    cluster = LocalCluster(MODEL, "--runtime", runtime)
+    cluster = LocalCluster(MODEL, "--served-model-name", "demo", "--runtime", runtime)
     cluster.start()
     try:
         cluster.wait_ready()

@@ -103,7 +103,7 @@ def test_status_shows_the_workers(server: FakeInference) -> None:
     result = run("status", "--target", server.target)
     assert result.exit_code == 0
     assert "demo, Baton 0.1.0: ready" in result.stdout
-    for cell in ("decode-0", "127.0.0.1:8", "4 / 64", "healthy"):
+    for cell in ("decode-0", "127.0.0.1:8", "4/64", "healthy"):
         assert cell in result.stdout
 
 
