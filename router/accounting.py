@@ -19,7 +19,7 @@ _STAGES = ("queue", "reserve", "prefill", "transfer", "first_decode_step", "deco
 
 
 class Accounting:
-    """Writes the router's series; times are on the event loop's clock."""
+    """Writes the router's series; times are in monotonic seconds."""
 
     def __init__(self, metrics: RouterMetrics) -> None:
         self._metrics = metrics

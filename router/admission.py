@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import heapq
 import itertools
+import time
 from collections.abc import Callable
 
 from baton.errors import OverloadedError, UnavailableError
@@ -24,13 +25,13 @@ class Entry:
     """One request's place in the queue; kept when it comes back, so that it comes back at its place.
 
     Attributes:
-        avoid_version: what the demand avoids may be forgotten in a newer snapshot than this.
+        granted_version: the snapshot that it was last placed by.
     """
 
     priority: int
     arrival: int
     demand: Demand
-    avoid_version: int = 0
+    granted_version: int = 0
     waiting_since: float = 0.0
     granted: asyncio.Future[Charge] | None = None
 
@@ -80,7 +81,7 @@ class AdmissionQueue:
     async def admit(self, entry: Entry) -> Charge:
         """Waits for the entry's turn and for room; the charge names the placement."""
         loop = asyncio.get_running_loop()
-        entry.granted, entry.waiting_since = loop.create_future(), loop.time()
+        entry.granted, entry.waiting_since = loop.create_future(), time.monotonic()
         heapq.heappush(self._heap, entry)
         self._changed()
         try:
@@ -95,18 +96,18 @@ class AdmissionQueue:
     def put_back(self, entry: Entry, demand: Demand, *, avoid: WorkerKey | None) -> None:
         """Prepares an entry to be admitted again, away from workers that failed it.
 
-        They are avoided for as long as another can take it, and else until some worker's next state.
+        They are avoided for as long as another can take it, and else until there is a newer state than the one that
+        they were chosen by, or none to come.
         """
         avoided = entry.demand.avoid if avoid is None else entry.demand.avoid | {avoid}
         entry.demand = dataclasses.replace(demand, avoid=avoided)
-        entry.avoid_version = self._snapshot.version
 
     def update(self, snapshot: ClusterSnapshot, key: WorkerKey | None) -> None:
         """A listener of `Membership`: the cluster has changed."""
         had, has = self._snapshot.has_decode_worker, snapshot.has_decode_worker
         self._snapshot = snapshot
         if had and not has:
-            self._lost_workers_at = asyncio.get_running_loop().time()
+            self._lost_workers_at = time.monotonic()
         if key is not None:
             self._ledger.state_arrived(key)
         self._changed()
@@ -141,16 +142,22 @@ class AdmissionQueue:
             heapq.heappop(self._heap)
             assert head.granted is not None
             if not head.granted.done():
+                head.granted_version = self._snapshot.version
                 head.granted.set_result(self._ledger.charge(placement))
         self._watch_waiting_time()
         self._on_length(len(self._heap))
 
     def _place(self, entry: Entry) -> Placement | Blocked:
         placement = place(self._snapshot, self._ledger.pending, entry.demand, self._policy)
-        if isinstance(placement, Placement) or not entry.demand.avoid or self._snapshot.version <= entry.avoid_version:
+        if isinstance(placement, Placement) or not entry.demand.avoid or self._may_change(entry):
             return placement
         entry.demand = dataclasses.replace(entry.demand, avoid=frozenset())
         return place(self._snapshot, self._ledger.pending, entry.demand, self._policy)
+
+    def _may_change(self, entry: Entry) -> bool:
+        """Whether a worker that failed the entry has yet to send a state; where nothing runs, none will come."""
+        is_idle = self._snapshot.idle and not self._ledger.pending
+        return self._snapshot.version <= entry.granted_version and not is_idle
 
     def _remove(self, entry: Entry) -> None:
         if entry in self._heap:
@@ -178,7 +185,7 @@ class AdmissionQueue:
 
     def _end_waiting(self) -> None:
         self._wait_timer = None
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         for entry in list(self._heap):
             if self._waits_until(entry) <= now:
                 self._fail(entry, UnavailableError(f"no decode worker for {self._worker_wait_s:g} s"))

@@ -108,6 +108,12 @@ class AttachStream:
                     await self._session()
                 except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
                     _log.debug("attach to %s broke: %s", self._key.name, error)
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    assert task is not None
+                    if task.cancelling():
+                        raise
+                    _log.debug("attach to %s was reset", self._key.name)
                 self._went_down()
                 await self._backoff.wait()
         finally:

@@ -48,6 +48,7 @@ class Intake:
             stops=tuple(request.sampling.stop),
             block_hashes=await self._block_hashes(salt_root, token_ids, layout.block_size),
             salt_root=salt_root,
+            block_size=layout.block_size,
             priority=request.priority,
             echo=self._echo(request, token_ids) if request.sampling.echo else None,
         )

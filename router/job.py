@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
+from collections.abc import Sequence
 
-from baton.requests import AttemptRef, RequestSpec, SamplingParams
+from baton.hashing import extend_chain
+from baton.requests import AttemptRef, Delivered, RequestSpec, SamplingParams
 from baton.v1 import inference_pb2
 from router.admission import Entry
 from router.emission import Emission
@@ -17,7 +20,7 @@ class Prompt:
     """A request that was accepted: checked, tokenised and hashed.
 
     Attributes:
-        block_hashes: chained hash of each full block.
+        block_hashes: chained hash of each full block; `salt_root` is the parent of the first.
         echo: the prompt as it is sent back; None if not asked for.
     """
 
@@ -26,15 +29,27 @@ class Prompt:
     stops: tuple[str, ...]
     block_hashes: tuple[bytes, ...]
     salt_root: bytes
+    block_size: int
     priority: int
     echo: inference_pb2.PromptEcho | None = None
 
-    def demand(self, num_delivered: int = 0) -> Demand:
-        """What an attempt needs of workers, `num_delivered` tokens after the prompt."""
-        shared = num_delivered if self.sampling.n == 1 else 0
-        return Demand(
-            num_tokens=len(self.token_ids) + shared, num_choices=self.sampling.n, block_hashes=self.block_hashes
-        )
+    def demand(self, delivered: Sequence[Delivered] = ()) -> Demand:
+        """What an attempt needs of workers, where the client has this much of each choice."""
+        if self.sampling.n > 1:
+            own_tokens = [0 if choice.finished else len(choice.token_ids) for choice in delivered]
+            return Demand(
+                num_tokens=len(self.token_ids),
+                own_tokens=own_tokens or [0] * self.sampling.n,
+                block_hashes=self.block_hashes,
+            )
+        shared = self.token_ids + delivered[0].token_ids if delivered else self.token_ids
+        return Demand(num_tokens=len(shared), block_hashes=self._hashes_of(shared))
+
+    def _hashes_of(self, token_ids: tuple[int, ...]) -> tuple[bytes, ...]:
+        """The block hashes, extended over the tokens that follow the prompt: a worker may still have these cached."""
+        parent = self.block_hashes[-1] if self.block_hashes else self.salt_root
+        rest = token_ids[len(self.block_hashes) * self.block_size :]
+        return (*self.block_hashes, *extend_chain(parent, rest, self.block_size))
 
 
 @dataclasses.dataclass(slots=True, eq=False, kw_only=True)
@@ -42,7 +57,9 @@ class Job:
     """The mutable rest; belongs to the request's own task.
 
     Attributes:
-        arrived_at, deadline, last_token_at: on the event loop's clock; the last for each choice.
+        request_id: the client's name for it, which it may use again; workers do not see it.
+        internal_id: workers' name for it, unlike that of any other request of any router.
+        arrived_at, deadline, last_token_at: in monotonic seconds; the last for each choice.
         attempt_number: from 1; rises with each attempt that may have changed something at a worker.
         attempt: None while the request is queued.
         cached_tokens: prompt tokens that no worker has computed in any attempt.
@@ -54,6 +71,7 @@ class Job:
     entry: Entry
     arrived_at: float
     deadline: float | None
+    internal_id: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
     attempt_number: int = 1
     num_retries: int = 0
     attempt: Attempt | None = None
@@ -62,17 +80,26 @@ class Job:
 
     @property
     def name(self) -> str:
-        """For logs."""
-        return f"{self.request_id}/{self.attempt_number}"
+        """For logs: the client's name for it, and the workers'."""
+        return f"{self.request_id} ({self.internal_id}/{self.attempt_number})"
+
+    @property
+    def ref(self) -> AttemptRef:
+        """Names the current attempt to workers."""
+        return AttemptRef(self.internal_id, self.attempt_number)
+
+    def demand(self) -> Demand:
+        """What the next attempt needs of workers."""
+        return self.prompt.demand(self._delivered())
 
     def spec(self, *, router_id: str, max_unacked_tokens: int, now: float) -> RequestSpec:
         """What workers are told of the attempt that begins now."""
         return RequestSpec(
-            ref=AttemptRef(self.request_id, self.attempt_number),
+            ref=self.ref,
             router_id=router_id,
             prompt_token_ids=self.prompt.token_ids,
             sampling=self.prompt.sampling,
-            delivered=self.emission.delivered() if self.emission.num_tokens else (),
+            delivered=self._delivered(),
             block_hashes=self.prompt.block_hashes,
             salt_root=self.prompt.salt_root,
             priority=self.prompt.priority,
@@ -108,3 +135,6 @@ class Job:
             prefill_worker=placement.prefill.name if placement.prefill else "",
             decode_worker=placement.decode.name,
         )
+
+    def _delivered(self) -> tuple[Delivered, ...]:
+        return self.emission.delivered() if self.emission.num_tokens else ()

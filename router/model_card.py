@@ -27,14 +27,12 @@ class ModelCard:
     """The served model.
 
     Attributes:
-        max_position_embeddings: None where the config names none.
         adds_bos: the tokenizer's config asks for BOS before a text; None where it does not say.
     """
 
     name: str
     architecture: str
     vocab_size: int
-    max_position_embeddings: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     adds_bos: bool | None = None
@@ -56,7 +54,6 @@ def read_model_card(path: str, name: str) -> ModelCard:
         name=name,
         architecture=(config.get("architectures") or [config.get("model_type", "unknown")])[0],
         vocab_size=text["vocab_size"],
-        max_position_embeddings=text.get("max_position_embeddings"),
         eos_token_ids=_ids(_first(generation.get("eos_token_id"), text.get("eos_token_id"))),
         bos_token_id=_first(generation.get("bos_token_id"), text.get("bos_token_id")),
         adds_bos=_read_json(folder / "tokenizer_config.json").get("add_bos_token"),

@@ -31,7 +31,7 @@ from baton.errors import (
 )
 from baton.internal.v1 import transfer_pb2, worker_pb2
 from baton.v1 import inference_pb2
-from baton.wire import spec_to_wire
+from baton.wire import ref_to_wire, spec_to_wire
 from router.accounting import Accounting
 from router.admission import AdmissionQueue
 from router.detokenization import Decode
@@ -55,7 +55,7 @@ class Pipeline:
 
     Args:
         decode: token ids to text, special tokens left out.
-        clock: the event loop's time, in seconds.
+        clock: monotonic seconds, as the event loop counts them but not rounded to its ticks.
     """
 
     def __init__(
@@ -181,8 +181,7 @@ class Pipeline:
         """Steps 2 to 5; what goes wrong from the reservation on is the attempt's failure."""
         charge = await self._queue.admit(job.entry)
         granted_at = self._clock()
-        ref = transfer_pb2.AttemptRef(request_id=job.request_id, attempt=job.attempt_number)
-        attempt = Attempt(ref, charge, [len(choice.token_ids) for choice in job.emission.choices])
+        attempt = Attempt(ref_to_wire(job.ref), charge, [len(choice.token_ids) for choice in job.emission.choices])
         attempt.progress.queue_s = granted_at - job.entry.waiting_since
         job.attempt = attempt
         spec = spec_to_wire(
@@ -226,7 +225,7 @@ class Pipeline:
             return
         link = self._membership.prefill_link(key)
         if link is None:
-            attempt.fail(Failure(FailureKind.PREFILL_FAILED, UnavailableError(f"{key.name} is gone"), key))
+            attempt.prefill_failed(UnavailableError(f"{key.name} is gone"), key)
         else:
             link.start(request, attempt)
 
@@ -271,7 +270,7 @@ class Pipeline:
                 raise exhausted(failure, self._options.max_retries)
             job.attempt_number += 1
         self._accounting.retried(job, failure)
-        self._queue.put_back(job.entry, job.prompt.demand(job.emission.num_tokens), avoid=failure.worker)
+        self._queue.put_back(job.entry, job.demand(), avoid=failure.worker)
 
     def _end_attempt(self, job: Job) -> None:
         """Releases what the current attempt holds, on every way out. Never waits."""

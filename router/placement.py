@@ -39,13 +39,14 @@ class Demand:
     """What a request needs.
 
     Attributes:
-        num_tokens: tokens whose KV must exist before decoding: the prompt and what was delivered of a single choice.
-        block_hashes: chained hash of each full block of the prompt.
+        num_tokens: tokens whose KV all choices share: the prompt, and what was delivered of a single choice.
+        own_tokens: for each choice the tokens after these that it must be given back.
+        block_hashes: chained hash of each full block of the shared tokens.
         avoid: workers that just failed or refused it.
     """
 
     num_tokens: int
-    num_choices: int = 1
+    own_tokens: Sequence[int] = (0,)
     block_hashes: Sequence[bytes] = ()
     avoid: frozenset[WorkerKey] = frozenset()
 
@@ -126,9 +127,14 @@ def num_lacking(view: WorkerView, demand: Demand) -> int:
 
 
 def num_blocks_needed(view: WorkerView, demand: Demand) -> int:
-    """Blocks that a reservation takes: the shared full ones and a tail for each choice, less the cached ones."""
-    total = demand.num_tokens // view.block_size + demand.num_choices
-    return total - (demand.num_tokens - num_lacking(view, demand)) // view.block_size
+    """Blocks that a reservation takes: the shared full ones and a tail for each choice, less the cached ones.
+
+    In every group; an upper bound where some have a sliding window.
+    """
+    num_shared, rest = divmod(demand.num_tokens, view.block_size)
+    num_cached = (demand.num_tokens - num_lacking(view, demand)) // view.block_size
+    num_own = sum((rest + num_tokens) // view.block_size + 1 for num_tokens in demand.own_tokens)
+    return view.num_groups * (num_shared - num_cached + num_own)
 
 
 def has_room(view: WorkerView, pending: _Load, demand: Demand, policy: PlacementPolicy) -> bool:
@@ -214,9 +220,9 @@ def _decide(
 
 
 def _decode_load(view: WorkerView, load: Pending, policy: PlacementPolicy) -> float:
-    resident = max(view.total_blocks - view.free_blocks, 0) + load.blocks
-    requests = _num_requests(view, load)
-    return policy.request_weight * requests + policy.resident_weight * resident * view.block_size
+    blocks = max(view.total_blocks - view.free_blocks, 0) + load.blocks
+    resident = blocks * view.block_size / view.num_groups
+    return policy.request_weight * _num_requests(view, load) + policy.resident_weight * resident
 
 
 def _num_requests(view: WorkerView, load: Pending) -> int:

@@ -18,7 +18,7 @@ class FailureKind(enum.StrEnum):
     PREEMPTED = "preempted"
     # The Reserve call failed.
     RESERVE_FAILED = "reserve_failed"
-    # The Prefill stream broke or ended with a status: the worker died, or the transfer failed.
+    # The Prefill stream broke or ended with a status, or its lease was lost: the worker died, or the transfer failed.
     PREFILL_FAILED = "prefill_failed"
     # The decode worker is gone.
     DECODE_LOST = "decode_lost"
@@ -59,7 +59,7 @@ def decide(failure: Failure, *, committed: bool) -> Action:
     """What follows a failure.
 
     Args:
-        committed: whether the decode worker had begun to decode.
+        committed: whether the decode worker had begun to decode. It lives on when its prefill worker fails.
     """
     if failure.kind is FailureKind.REFUSED:
         return Action.REQUEUE
@@ -67,7 +67,9 @@ def decide(failure: Failure, *, committed: bool) -> Action:
         return Action.RETRY
     if failure.kind is FailureKind.DECODE_LOST:
         return Action.FAIL if committed else Action.RETRY
-    return Action.RETRY if failure.error.status in _TRANSIENT and not committed else Action.FAIL
+    if committed and failure.kind is not FailureKind.PREFILL_FAILED:
+        return Action.FAIL
+    return Action.RETRY if failure.error.status in _TRANSIENT else Action.FAIL
 
 
 def counts_as_retry(failure: Failure) -> bool:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import Sequence
 
-from baton.errors import UnavailableError, from_status
+from baton.errors import BatonError, UnavailableError, from_status
 from baton.internal.v1 import transfer_pb2, worker_pb2
 from router.ledger import Charge
 from router.recovery import Failure, FailureKind
+from router.snapshot import WorkerKey
 
 
 class TokenMerge:
@@ -53,7 +55,7 @@ class TokenMerge:
 
 @dataclasses.dataclass(slots=True)
 class Progress:
-    """How an attempt went, beside its tokens; durations in seconds, moments on the event loop's clock."""
+    """How an attempt went, beside its tokens; durations in seconds, moments in monotonic seconds."""
 
     queue_s: float = 0.0
     reserve_s: float = 0.0
@@ -126,12 +128,11 @@ class Attempt:
         if update.state == worker_pb2.REQUEST_STATE_DECODING:
             self._commit()
             self.progress.first_decode_step_s = update.first_decode_step_s
-            if self.placement.prefill is None:
-                self.progress.cached_tokens = update.cached_tokens
-                self.progress.prefill_s = update.local_prefill_s
+            self._note_local_prefill(update)
         elif update.state == worker_pb2.REQUEST_STATE_FINISHED:
             self.ended_on_worker = True
             self.progress.decode_s = update.decode_s
+            self._note_local_prefill(update)
         elif update.state == worker_pb2.REQUEST_STATE_PREEMPTED:
             self.fail(Failure(FailureKind.PREEMPTED, UnavailableError("preempted by the decode worker")))
         elif update.state == worker_pb2.REQUEST_STATE_FAILED:
@@ -144,7 +145,7 @@ class Attempt:
             self.progress.cached_tokens = event.started.cached_tokens
         elif kind == "first_tokens":
             self.progress.prefill_s = event.first_tokens.prefill_s
-            self.progress.first_tokens_at = asyncio.get_running_loop().time()
+            self.progress.first_tokens_at = time.monotonic()
             for token in event.first_tokens.tokens:
                 self.merge.offer(token)
             self._changed.set()
@@ -153,13 +154,24 @@ class Attempt:
             if event.done.committed:
                 self._commit()
 
+    def prefill_failed(self, error: BatonError, worker: WorkerKey) -> None:
+        """The prefill worker has ended early; no harm where it had sent its tokens and the decode worker decodes."""
+        if not self.committed or self.progress.first_tokens_at is None:
+            self.fail(Failure(FailureKind.PREFILL_FAILED, error, worker))
+
     def fail(self, failure: Failure) -> None:
         """Ends the attempt; the first failure counts."""
         if self.failure is None:
             self.failure = failure
             self._changed.set()
 
+    def _note_local_prefill(self, update: worker_pb2.RequestUpdate) -> None:
+        """From the first update of a local prefill: FINISHED where its first token ended the request, else DECODING."""
+        if self.placement.prefill is None and self.progress.cached_tokens is None:
+            self.progress.cached_tokens = update.cached_tokens
+            self.progress.prefill_s = update.local_prefill_s
+
     def _commit(self) -> None:
         self.committed = True
         if self.progress.decoding_at is None:
-            self.progress.decoding_at = asyncio.get_running_loop().time()
+            self.progress.decoding_at = time.monotonic()

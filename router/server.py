@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 import uuid
 
 import grpc.aio
@@ -85,7 +86,7 @@ class RouterServer:
                 max_retries=router.max_retries,
                 max_unacked_tokens=config.decode.max_unacked_tokens,
             ),
-            clock=asyncio.get_running_loop().time,
+            clock=time.monotonic,
         )
         self._service = InferenceService(
             pipeline=self.pipeline,

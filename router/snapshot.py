@@ -74,6 +74,7 @@ class WorkerView:
     """One worker as placement and status reports see it.
 
     Attributes:
+        num_groups: layer groups of the KV cache, each with blocks of its own.
         connected: all streams to the worker are up.
         queued_tokens: prompt tokens that it has accepted and not computed yet.
         token_credit: prompt tokens that a prefill worker takes before it must be left alone.
@@ -85,6 +86,7 @@ class WorkerView:
     metrics_address: str = ""
     pid: int = 0
     block_size: int = 16
+    num_groups: int = 1
     connected: bool = False
     draining: bool = False
     running: int = 0
@@ -100,6 +102,11 @@ class WorkerView:
         """Whether new requests may go there."""
         return self.connected and not self.draining
 
+    @property
+    def idle(self) -> bool:
+        """Whether it holds nothing, and so has nothing new to say."""
+        return not self.running and not self.waiting and self.free_blocks == self.total_blocks
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ClusterSnapshot:
@@ -113,6 +120,11 @@ class ClusterSnapshot:
     def ready(self) -> bool:
         """Whether a request can be served: a worker of each role is connected."""
         return any(view.connected for view in self.prefill) and any(view.connected for view in self.decode)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no worker that may be used holds anything, for any router."""
+        return all(view.idle for view in (*self.prefill, *self.decode) if view.usable)
 
     @property
     def has_decode_worker(self) -> bool:

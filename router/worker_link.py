@@ -85,6 +85,7 @@ def _view(info: worker_pb2.WorkerInfo, watch: WatchStream, *, connected: bool) -
         metrics_address=info.metrics_address,
         pid=info.pid,
         block_size=info.block_size,
+        num_groups=max(len(info.layout.groups), 1),
         connected=connected,
         draining=state.draining,
         running=state.running,
@@ -126,7 +127,7 @@ class PrefillLink:
             router_id=options.router_id,
             lease_s=options.lease_s,
             attempts=lambda: list(self._legs),
-            on_lost=lambda attempt: None,
+            on_lost=self._lease_lost,
             on_unreachable=lambda: self._fail_legs(f"{info.name} cannot be reached"),
         )
         self._tasks.start(self._watch.run())
@@ -163,14 +164,20 @@ class PrefillLink:
             if not done:
                 raise UnavailableError(f"{self.info.name} ended a prefill early")
         except BatonError as error:
-            attempt.fail(Failure(FailureKind.PREFILL_FAILED, error, self.key))
+            attempt.prefill_failed(error, self.key)
         finally:
             call.cancel()
 
+    def _lease_lost(self, attempt: Attempt) -> None:
+        self._fail_leg(attempt, StaleAttemptError(f"{self.info.name} no longer holds the request"))
+
     def _fail_legs(self, reason: str) -> None:
-        for attempt, task in list(self._legs.items()):
-            attempt.fail(Failure(FailureKind.PREFILL_FAILED, UnavailableError(reason), self.key))
-            task.cancel()
+        for attempt in list(self._legs):
+            self._fail_leg(attempt, UnavailableError(reason))
+
+    def _fail_leg(self, attempt: Attempt, error: BatonError) -> None:
+        attempt.prefill_failed(error, self.key)
+        self.cancel(attempt)
 
     async def _renew(self, request: worker_pb2.RenewLeasesRequest) -> worker_pb2.RenewLeasesResponse:
         return await self._stub.RenewLeases(request, timeout=self._renew_timeout_s)
