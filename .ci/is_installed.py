@@ -52,5 +52,5 @@ if __name__ == "__main__":
     lacking = missing_requirements(description["project"])
     lacking += missing_packages(description["tool"]["setuptools"]["packages"]["find"]["include"])
     if lacking:
-        print("not installed: " + ", ".join(lacking))
+        print("to be installed: " + ", ".join(lacking))
     sys.exit(1 if lacking else 0)

@@ -10,5 +10,12 @@ if .venv/bin/python .ci/is_installed.py; then
   exit 0
 fi
 echo "installing Baton and what it needs into .venv; the first time this takes some minutes"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]' &
+installing=$!
+while kill -0 "$installing" 2>/dev/null; do
+  printf '.'
+  sleep 3
+done
+echo
+wait "$installing"
 .venv/bin/python .ci/is_installed.py

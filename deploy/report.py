@@ -25,7 +25,7 @@ def describe_request(usage: Usage, timings: StageTimings) -> str:
 
 def _route(timings: StageTimings) -> str:
     if timings.local_prefill or not timings.prefill_worker:
-        route = timings.decode_worker
+        route = f"{timings.decode_worker}, prefilled in place"
     else:
         route = f"{timings.prefill_worker} -> {timings.decode_worker}"
     return route if timings.attempts <= 1 else f"{route} ({timings.attempts} attempts)"
@@ -44,7 +44,8 @@ def status_table(status: ClusterStatus) -> Table:
     for column in ("epoch", "pid", "run", "wait", "KV blocks"):
         table.add_column(column, justify="right")
     table.add_column("state")
-    for worker in status.workers:
+    # The order of a request's way: prefill before decode.
+    for worker in sorted(status.workers, key=lambda worker: (worker.role != "prefill", worker.name)):
         table.add_row(*_cells(worker))
     return table
 

@@ -47,7 +47,8 @@ async def serve(
     preflight.check(config)
     logs.configure(config.log.level)
     config = settings.resolve(config, os.cpu_count() or 1)
-    progress.step(f"{config.model.num_threads or 'all'} threads a worker")
+    threads = config.model.num_threads
+    progress.step(f"{threads or 'all'} thread{'' if threads == 1 else 's'} a worker")
     with StopSignals() as signals:
         cluster = ServedCluster(config, host_for(config), progress, router_module, take_signals=signals.take)
         try:

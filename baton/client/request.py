@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
+from google.protobuf.message import Message
+
+from baton.errors import InvalidRequestError
 from baton.v1 import inference_pb2
 
 Prompt = str | Sequence[int]
@@ -49,8 +52,8 @@ def build_request(prompt: Prompt, **options: Unpack[GenerateOptions]) -> inferen
     """The wire message of a call; `timeout_s` is the call's and does not appear in it.
 
     Raises:
-        TypeError: an option that does not exist, or a value of the wrong type.
-        ValueError: a value that the wire type cannot hold (a negative token id).
+        TypeError: an option that does not exist.
+        InvalidRequestError: a value that its field cannot hold (of another type, a negative token id, lone surrogates).
     """
     if unknown := sorted(set(options) - set(GenerateOptions.__annotations__)):
         raise TypeError(f"unknown generate options: {', '.join(unknown)}")
@@ -58,12 +61,23 @@ def build_request(prompt: Prompt, **options: Unpack[GenerateOptions]) -> inferen
     given.pop("timeout_s", None)
     if isinstance(stop := given.get("stop"), str):
         given["stop"] = [stop]
-    request = inference_pb2.GenerateRequest(
-        **{name: given.pop(name) for name in _REQUEST_FIELDS if name in given},
-        sampling=inference_pb2.SamplingParams(**given),
-    )
+    request = inference_pb2.GenerateRequest(sampling=inference_pb2.SamplingParams())
+    for name, value in given.items():
+        if name in _REQUEST_FIELDS:
+            _merge(request, inference_pb2.GenerateRequest, name, name, value)
+        else:
+            _merge(request.sampling, inference_pb2.SamplingParams, name, f"sampling.{name}", value)
     if isinstance(prompt, str):
-        request.text = prompt
+        _merge(request, inference_pb2.GenerateRequest, "text", "prompt", prompt)
     else:
-        request.token_ids.CopyFrom(inference_pb2.TokenIds(ids=prompt))
+        request.token_ids.SetInParent()
+        _merge(request.token_ids, inference_pb2.TokenIds, "ids", "token_ids", prompt)
     return request
+
+
+def _merge(target: Message, kind: type[Message], name: str, field: str, value: Any) -> None:
+    """Sets one field of `target`, a message of type `kind`; `field` is what an error calls it."""
+    try:
+        target.MergeFrom(kind(**{name: value}))
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(field, f"cannot be {value!r:.80}: {error}") from error

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from baton.client import GenerateOptions
 from baton.client.request import build_request
+from baton.errors import InvalidRequestError
 from baton.v1 import inference_pb2
 
 
@@ -97,6 +100,23 @@ def test_an_option_that_does_not_exist_is_named() -> None:
         build_request("hello", temprature=1.0, max_token=3)  # type: ignore[call-arg]
 
 
-def test_a_negative_token_id_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="-1"):
-        build_request([3, -1])
+@pytest.mark.parametrize(
+    ("prompt", "options", "field"),
+    [
+        ([3, -1], {}, "token_ids"),
+        ("\udcff", {}, "prompt"),
+        ("hello", {"seed": -1}, "sampling.seed"),
+        ("hello", {"top_k": 2**40}, "sampling.top_k"),
+        ("hello", {"temperature": "hot"}, "sampling.temperature"),
+        ("hello", {"priority": 2**40}, "priority"),
+    ],
+)
+def test_a_value_that_its_field_cannot_hold_is_named(prompt: Any, options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        build_request(prompt, **options)
+    assert caught.value.field == field
+
+
+def test_an_empty_prompt_of_token_ids_is_still_one() -> None:
+    assert build_request([]).WhichOneof("prompt") == "token_ids"
+    assert build_request("").WhichOneof("prompt") == "text"
