@@ -46,6 +46,7 @@ class RouterServer:
     Attributes:
         grpc_address, http_address: host:port, known after `start`.
         pipeline: what APIs generate with.
+        membership: the workers and the streams to them.
     """
 
     def __init__(self, config: RouterProcessConfig) -> None:
@@ -57,7 +58,7 @@ class RouterServer:
         self._registry = CollectorRegistry()
         self._metrics = RouterMetrics(self._registry)
         router_id = f"router-{uuid.uuid4().hex[:12]}"
-        self._membership = Membership(
+        self.membership = Membership(
             config.membership_address,
             LinkOptions(
                 router_id=router_id,
@@ -74,11 +75,11 @@ class RouterServer:
             worker_wait_s=router.worker_wait_s,
             on_length=accounting.queued,
         )
-        intake = Intake(card, self._tokenizer, self._membership, router)
+        intake = Intake(card, self._tokenizer, self.membership, router)
         self.pipeline = Pipeline(
             intake=intake,
             queue=self._queue,
-            membership=self._membership,
+            membership=self.membership,
             accounting=accounting,
             decode=self._tokenizer.decode,
             options=PipelineOptions(
@@ -92,7 +93,7 @@ class RouterServer:
             pipeline=self.pipeline,
             intake=intake,
             tokenizer=self._tokenizer,
-            membership=self._membership,
+            membership=self.membership,
             card=card,
             config=router,
         )
@@ -110,7 +111,7 @@ class RouterServer:
     @property
     def ready(self) -> bool:
         """Whether a request can be served now."""
-        return self._membership.snapshot.ready and not self._draining
+        return self.membership.snapshot.ready and not self._draining
 
     async def start(self) -> None:
         """Opens both ports and begins to follow the cluster; OSError where a port is taken."""
@@ -118,9 +119,9 @@ class RouterServer:
         self._listener = socket.create_server((router.host, router.http_port))
         self.http_address = f"{router.host}:{self._listener.getsockname()[1]}"
         self.grpc_address = f"{router.host}:{self._listen(router.host, router.grpc_port)}"
-        self._membership.subscribe(self._queue.update)
-        self._membership.subscribe(self._cluster_changed)
-        self._membership.start()
+        self.membership.subscribe(self._queue.update)
+        self.membership.subscribe(self._cluster_changed)
+        self.membership.start()
         self._health_task = asyncio.create_task(self._follow_readiness())
         await self._grpc.start()
         self._http_task = asyncio.create_task(self._http.serve(sockets=[self._listener]))
@@ -147,7 +148,7 @@ class RouterServer:
         if self._health_task is not None:
             self._health_task.cancel()
             await asyncio.gather(self._health_task, return_exceptions=True)
-        await self._membership.close()
+        await self.membership.close()
         self._tokenizer.close()
 
     def _make_grpc_server(self) -> grpc.aio.Server:

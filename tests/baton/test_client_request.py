@@ -115,8 +115,3 @@ def test_a_value_that_its_field_cannot_hold_is_named(prompt: Any, options: dict[
     with pytest.raises(InvalidRequestError) as caught:
         build_request(prompt, **options)
     assert caught.value.field == field
-
-
-def test_an_empty_prompt_of_token_ids_is_still_one() -> None:
-    assert build_request([]).WhichOneof("prompt") == "token_ids"
-    assert build_request("").WhichOneof("prompt") == "text"

@@ -84,6 +84,13 @@ class InProcessCluster:
         self._thread.join()
         self._loop.close()
 
+    def break_attach(self) -> None:
+        """Breaks the router's token stream to the decode worker, as a lost connection would."""
+        (view,) = self._server.membership.snapshot.decode
+        link = self._server.membership.decode_link(view.key)
+        assert link is not None
+        self._loop.call_soon_threadsafe(link.attach.reset)
+
     def _start_worker(self, role: Role, epoch: int) -> worker_pb2.WorkerInfo:
         config = WorkerConfig(
             role=role,
