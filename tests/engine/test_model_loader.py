@@ -68,7 +68,6 @@ def test_loads_sharded_checkpoints(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("stored", "wanted", "dtype"),
     [
-        ("bfloat16", "auto", torch.bfloat16),
         ("float16", "auto", torch.float32),
         ("bfloat16", "float32", torch.float32),
         ("float32", "bfloat16", torch.bfloat16),
@@ -78,6 +77,14 @@ def test_resolves_the_dtype(stored: str, wanted: str, dtype: torch.dtype, tmp_pa
     model = load(make_checkpoint("llama", tmp_path, dtype=stored), dtype=wanted)
     assert model.dtype == dtype == model.layout(8).dtype
     assert {parameter.dtype for parameter in model.module.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize(("has_bfloat16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_is_bfloat16_where_the_processor_computes_in_it(
+    has_bfloat16: bool, dtype: torch.dtype, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.model_loader._cpu_has_bfloat16", lambda: has_bfloat16)
+    assert load(make_checkpoint("llama", tmp_path, dtype="bfloat16"), dtype="auto").dtype == dtype
 
 
 def test_limits_the_length(tmp_path: pathlib.Path) -> None:
