@@ -170,7 +170,7 @@ def _resolve_device(name: str) -> torch.device:
 
 
 def _resolve_dtype(name: str, stored: Any, device: torch.device) -> torch.dtype:
-    """The wanted dtype; "auto" is bfloat16 for a half-precision checkpoint where the device computes in it, else float32.
+    """The wanted dtype; "auto" is bfloat16 for half-precision weights where the device computes in it, else float32.
 
     On a CPU without bfloat16 instructions torch emulates them: linear layers were 7 to 9 times slower than in float32.
     """
