@@ -37,7 +37,7 @@ class ProcessWorker:
 
     async def wait_dead(self) -> str:
         how = child.describe_exit(await self._process.wait())
-        self._orders.close()
+        await _close(self._orders)
         return how
 
     async def stop(self, drain_s: float) -> None:
@@ -81,12 +81,19 @@ class ProcessRuntime:
             raise StartError(f"{config.name} died while starting ({child.describe_exit(await process.wait())})")
         except BaseException:
             await child.kill(process)
-            orders.close()
+            await _close(orders)
             raise
 
     async def close(self) -> None:
         """Ends at once every worker that has started; no start may be under way."""
         await asyncio.gather(*(worker.kill() for worker in self._workers))
+
+
+async def _close(orders: asyncio.StreamWriter) -> None:
+    """Closes the socket and waits for it, so that the event loop may end right afterwards."""
+    orders.close()
+    with contextlib.suppress(ConnectionError):
+        await orders.wait_closed()
 
 
 class ProcessHost:

@@ -72,7 +72,7 @@ def test_greedy_tokens_are_those_of_generate(
 
 def test_bfloat16_errs_no_more_than_transformers(tmp_path: pathlib.Path) -> None:
     path = make_checkpoint("llama", tmp_path, dtype="bfloat16")
-    paged = PagedModel(path, "cpu", 16)
+    paged = PagedModel(path, "cpu", 16, dtype="bfloat16")
     assert paged.kv.dtype == torch.bfloat16
     ids = prompts(LENGTHS)
     oracle = transformers_model(path)
