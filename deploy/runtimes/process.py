@@ -76,13 +76,20 @@ class ProcessRuntime:
             with contextlib.suppress(ConnectionError):
                 if report := await reports.readline():
                     worker = ProcessWorker(read_report(config.name, report), process, orders)
-                    self._workers = [*filter(ProcessWorker.is_alive, self._workers), worker]
+                    self._workers.append(worker)
+                    await self._forget_dead()
                     return worker
             raise StartError(f"{config.name} died while starting ({child.describe_exit(await process.wait())})")
         except BaseException:
             await child.kill(process)
             await _close(orders)
             raise
+
+    async def _forget_dead(self) -> None:
+        """Closes the sockets of workers that have died, whoever watched them."""
+        for worker in [worker for worker in self._workers if not worker.is_alive()]:
+            await worker.wait_dead()
+            self._workers.remove(worker)
 
     async def close(self) -> None:
         """Ends at once every worker that has started; no start may be under way."""
