@@ -33,6 +33,6 @@ clean:
 	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt tests/node/package-lock.json
 	@PYTHON=$(PYTHON) .ci/setup.sh
 	@touch $@

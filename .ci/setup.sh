@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
 # Makes .venv hold Baton, what it needs and what its tests need. Uses a .venv that exists; installs only if something is missing.
+# Where npm is, the Node packages that tests run against a cluster are installed too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if command -v npm >/dev/null && [ tests/node/package-lock.json -nt tests/node/node_modules ]; then
+  npm ci --prefix tests/node --silent --no-audit --no-fund
+fi
 if [ ! -x .venv/bin/python ]; then
   echo "making .venv"
   "${PYTHON:-python3}" -m venv .venv

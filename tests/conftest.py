@@ -1,6 +1,25 @@
 """What holds for every test: one compute thread, since tests share their cores with the clusters that they start."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.cluster.harness import ClusterUnderTest
 
 # Before torch and numba are imported anywhere: both read it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def demo_cluster() -> Iterator[ClusterUnderTest]:
+    """One prefill and one decode worker on the demo model, for all tests that only use a cluster as clients do."""
+    from deploy.tour import MODEL
+    from tests.cluster.harness import running_cluster
+
+    with running_cluster(MODEL, "--served-model-name", "demo") as cluster:
+        yield cluster

@@ -83,6 +83,8 @@ class ResolvedSampling(google.protobuf.message.Message):
     MIN_TOKENS_FIELD_NUMBER: builtins.int
     LOGIT_BIAS_FIELD_NUMBER: builtins.int
     LOGPROBS_FIELD_NUMBER: builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: builtins.int
+    GRAMMAR_FIELD_NUMBER: builtins.int
     max_tokens: builtins.int
     temperature: builtins.float
     top_p: builtins.float
@@ -95,6 +97,7 @@ class ResolvedSampling(google.protobuf.message.Message):
     n: builtins.int
     min_tokens: builtins.int
     logprobs: builtins.int
+    prompt_logprobs: builtins.int
     @property
     def eos_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Empty if EOS is ignored."""
@@ -103,6 +106,8 @@ class ResolvedSampling(google.protobuf.message.Message):
     def stop_token_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]: ...
     @property
     def logit_bias(self) -> google.protobuf.internal.containers.ScalarMap[builtins.int, builtins.float]: ...
+    @property
+    def grammar(self) -> baton.v1.inference_pb2.Grammar: ...
     def __init__(
         self,
         *,
@@ -121,10 +126,15 @@ class ResolvedSampling(google.protobuf.message.Message):
         min_tokens: builtins.int = ...,
         logit_bias: collections.abc.Mapping[builtins.int, builtins.float] | None = ...,
         logprobs: builtins.int | None = ...,
+        prompt_logprobs: builtins.int | None = ...,
+        grammar: baton.v1.inference_pb2.Grammar | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_logprobs", b"_logprobs", "logprobs", b"logprobs"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_logprobs", b"_logprobs", "eos_token_ids", b"eos_token_ids", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "grammar", b"grammar", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "eos_token_ids", b"eos_token_ids", "frequency_penalty", b"frequency_penalty", "grammar", b"grammar", "logit_bias", b"logit_bias", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_p", b"min_p", "min_tokens", b"min_tokens", "n", b"n", "presence_penalty", b"presence_penalty", "prompt_logprobs", b"prompt_logprobs", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "stop_token_ids", b"stop_token_ids", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]) -> None: ...
+    @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_logprobs", b"_logprobs"]) -> typing.Literal["logprobs"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]) -> typing.Literal["prompt_logprobs"] | None: ...
 
 Global___ResolvedSampling: typing_extensions.TypeAlias = ResolvedSampling
 
@@ -342,6 +352,32 @@ class PrefillStarted(google.protobuf.message.Message):
 Global___PrefillStarted: typing_extensions.TypeAlias = PrefillStarted
 
 @typing.final
+class PromptLogprobs(google.protobuf.message.Message):
+    """Consecutive positions of the prompt, from position 1 on in the first message; before the first tokens."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REF_FIELD_NUMBER: builtins.int
+    START_FIELD_NUMBER: builtins.int
+    POSITIONS_FIELD_NUMBER: builtins.int
+    start: builtins.int
+    @property
+    def ref(self) -> baton.internal.v1.transfer_pb2.AttemptRef: ...
+    @property
+    def positions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[baton.v1.inference_pb2.PositionLogprobs]: ...
+    def __init__(
+        self,
+        *,
+        ref: baton.internal.v1.transfer_pb2.AttemptRef | None = ...,
+        start: builtins.int = ...,
+        positions: collections.abc.Iterable[baton.v1.inference_pb2.PositionLogprobs] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["ref", b"ref"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["positions", b"positions", "ref", b"ref", "start", b"start"]) -> None: ...
+
+Global___PromptLogprobs: typing_extensions.TypeAlias = PromptLogprobs
+
+@typing.final
 class PrefillFirstTokens(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -392,22 +428,26 @@ class PrefillEvent(google.protobuf.message.Message):
     STARTED_FIELD_NUMBER: builtins.int
     FIRST_TOKENS_FIELD_NUMBER: builtins.int
     DONE_FIELD_NUMBER: builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: builtins.int
     @property
     def started(self) -> Global___PrefillStarted: ...
     @property
     def first_tokens(self) -> Global___PrefillFirstTokens: ...
     @property
     def done(self) -> Global___PrefillDone: ...
+    @property
+    def prompt_logprobs(self) -> Global___PromptLogprobs: ...
     def __init__(
         self,
         *,
         started: Global___PrefillStarted | None = ...,
         first_tokens: Global___PrefillFirstTokens | None = ...,
         done: Global___PrefillDone | None = ...,
+        prompt_logprobs: Global___PromptLogprobs | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["done", b"done", "event", b"event", "first_tokens", b"first_tokens", "started", b"started"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["done", b"done", "event", b"event", "first_tokens", b"first_tokens", "started", b"started"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["started", "first_tokens", "done"] | None: ...
+    def HasField(self, field_name: typing.Literal["done", b"done", "event", b"event", "first_tokens", b"first_tokens", "prompt_logprobs", b"prompt_logprobs", "started", b"started"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["done", b"done", "event", b"event", "first_tokens", b"first_tokens", "prompt_logprobs", b"prompt_logprobs", "started", b"started"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["event", b"event"]) -> typing.Literal["started", "first_tokens", "done", "prompt_logprobs"] | None: ...
 
 Global___PrefillEvent: typing_extensions.TypeAlias = PrefillEvent
 
@@ -461,17 +501,23 @@ class StepOutput(google.protobuf.message.Message):
 
     TOKENS_FIELD_NUMBER: builtins.int
     UPDATES_FIELD_NUMBER: builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: builtins.int
     @property
     def tokens(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TokenOut]: ...
     @property
     def updates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RequestUpdate]: ...
+    @property
+    def prompt_logprobs(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___PromptLogprobs]:
+        """Of local prefills."""
+
     def __init__(
         self,
         *,
         tokens: collections.abc.Iterable[Global___TokenOut] | None = ...,
         updates: collections.abc.Iterable[Global___RequestUpdate] | None = ...,
+        prompt_logprobs: collections.abc.Iterable[Global___PromptLogprobs] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["tokens", b"tokens", "updates", b"updates"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["prompt_logprobs", b"prompt_logprobs", "tokens", b"tokens", "updates", b"updates"]) -> None: ...
 
 Global___StepOutput: typing_extensions.TypeAlias = StepOutput
 
