@@ -2,7 +2,8 @@
 
 server            composes all below; readiness, draining
 app, http         the gRPC service; health, readiness and metrics over HTTP
-pipeline          a request's life, in numbered steps; job is one request, accounting its metrics and log lines
+pipeline          a request's life, in numbered steps; job is one request
+observation       the moments of that life, for accounting (metrics and log lines) and other observers
 intake            checks (validation), tokenises (tokenization, model_card) and hashes what comes in
 admission         the queue of requests that wait for workers
 placement         which workers serve a request: pure functions over snapshot and ledger

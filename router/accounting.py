@@ -19,7 +19,7 @@ _STAGES = ("queue", "reserve", "prefill", "transfer", "first_decode_step", "deco
 
 
 class Accounting:
-    """Writes the router's series; times are in monotonic seconds."""
+    """The `Observer` that writes the router's series and log lines."""
 
     def __init__(self, metrics: RouterMetrics) -> None:
         self._metrics = metrics

@@ -32,13 +32,13 @@ from baton.errors import (
 from baton.internal.v1 import transfer_pb2, worker_pb2
 from baton.v1 import inference_pb2
 from baton.wire import ref_to_wire, spec_to_wire
-from router.accounting import Accounting
 from router.admission import AdmissionQueue
 from router.detokenization import Decode
 from router.emission import Emission
 from router.intake import Intake
 from router.job import Job
 from router.membership import Membership
+from router.observation import Observer
 from router.recovery import Action, Failure, FailureKind, counts_as_retry, decide, exhausted
 from router.request_state import Attempt
 
@@ -64,7 +64,7 @@ class Pipeline:
         intake: Intake,
         queue: AdmissionQueue,
         membership: Membership,
-        accounting: Accounting,
+        observer: Observer,
         decode: Decode,
         options: PipelineOptions,
         clock: Callable[[], float],
@@ -72,7 +72,7 @@ class Pipeline:
         self._intake = intake
         self._queue = queue
         self._membership = membership
-        self._accounting = accounting
+        self._observer = observer
         self._decode = decode
         self._options = options
         self._clock = clock
@@ -115,7 +115,7 @@ class Pipeline:
                     yield response
         except BaseException as error:
             cause = _as_baton_error(error)
-            self._accounting.failed(job, cause, self._clock())
+            self._observer.failed(job, cause, self._clock())
             if isinstance(error, TimeoutError):
                 raise cause from None
             raise
@@ -129,7 +129,7 @@ class Pipeline:
         elif wanted_id in self._running:
             error = DuplicateRequestError(f"request_id: a request {wanted_id!r} is running")
         if error is not None:
-            self._accounting.failed(None, error, self._clock())
+            self._observer.failed(None, error, self._clock())
             raise error
         request_id = wanted_id or uuid.uuid4().hex
         self._running.add(request_id)
@@ -153,7 +153,7 @@ class Pipeline:
             arrived_at=arrived_at,
             deadline=deadline,
         )
-        self._accounting.accepted(job)
+        self._observer.accepted(job)
         return job
 
     async def _responses(self, job: Job) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
@@ -195,7 +195,7 @@ class Pipeline:
             ticket = await self._reserve(attempt, spec)
             attempt.progress.reserve_s = self._clock() - granted_at
             if attempt.failure is None:
-                self._accounting.placed(job, attempt.placement)
+                self._observer.placed(job, attempt.placement)
                 self._start_prefill(attempt, worker_pb2.PrefillRequest(spec=spec, ticket=ticket))
         except BatonError as error:
             attempt.fail(Failure(FailureKind.RESERVE_FAILED, error, attempt.placement.decode))
@@ -215,7 +215,7 @@ class Pipeline:
         else:
             attempt.reserved = True
             self._queue.reserved(attempt.charge)
-            self._accounting.reserved()
+            self._observer.reserved()
         return response.ticket
 
     def _start_prefill(self, attempt: Attempt, request: worker_pb2.PrefillRequest) -> None:
@@ -239,13 +239,13 @@ class Pipeline:
             self._queue.prefilled(attempt.charge)
         job.note_cached(attempt.progress.cached_tokens)
         response = inference_pb2.GenerateResponse(request_id=job.request_id, choices=job.emission.take(tokens))
-        self._accounting.sent(job, response.choices, now)
+        self._observer.sent(job, response.choices, now)
         if is_first and job.prompt.echo is not None:
             response.prompt.CopyFrom(job.prompt.echo)
         if job.emission.finished:
             response.usage.CopyFrom(job.usage())
             response.timings.CopyFrom(job.timings(attempt, now))
-            self._accounting.finished(job, response.timings, now)
+            self._observer.finished(job, response.timings, now)
         return response
 
     def _acknowledge(self, job: Job, attempt: Attempt, response: inference_pb2.GenerateResponse) -> None:
@@ -269,7 +269,7 @@ class Pipeline:
             if job.num_retries > self._options.max_retries:
                 raise exhausted(failure, self._options.max_retries)
             job.attempt_number += 1
-        self._accounting.retried(job, failure)
+        self._observer.retried(job, failure)
         self._queue.put_back(job.entry, job.demand(), avoid=failure.worker)
 
     def _end_attempt(self, job: Job) -> None:
@@ -288,7 +288,7 @@ class Pipeline:
                 prefill.cancel(attempt)
         self._queue.release(attempt.charge)
         if attempt.reserved:
-            self._accounting.released()
+            self._observer.released()
 
 
 def _is_over_at_workers(job: Job, attempt: Attempt) -> bool:

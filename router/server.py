@@ -27,6 +27,7 @@ from router.intake import Intake
 from router.ledger import Ledger
 from router.membership import Membership
 from router.model_card import read_model_card
+from router.observation import Observers
 from router.pipeline import Pipeline, PipelineOptions
 from router.placement import PlacementPolicy
 from router.snapshot import ClusterSnapshot, WorkerKey
@@ -80,7 +81,7 @@ class RouterServer:
             intake=intake,
             queue=self._queue,
             membership=self.membership,
-            accounting=accounting,
+            observer=Observers(accounting),
             decode=self._tokenizer.decode,
             options=PipelineOptions(
                 router_id=router_id,

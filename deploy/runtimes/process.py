@@ -61,14 +61,17 @@ class ProcessRuntime:
 
     async def start(self, config: WorkerConfig) -> ProcessWorker:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, contextlib.ExitStack() as undo:
+            undo.enter_context(ours)
             process = await child.spawn_module(
                 "deploy.worker_process",
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 environment=worker_environment(),
             )
-        reports, orders = await asyncio.open_connection(sock=ours)
+            reports, orders = await asyncio.open_connection(sock=ours)
+            # From here on the transport closes it.
+            undo.pop_all()
         try:
             order = {"actor": self._actors[config.role], "config": config.model_dump(mode="json")}
             orders.write(json.dumps(order).encode() + b"\n")

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ import torch
 
 from baton.config import TransferConfig
 from baton.errors import (
+    BatonError,
     DuplicateRequestError,
     InvalidRequestError,
     LayoutMismatchError,
+    StaleAttemptError,
     TransferError,
     UnavailableError,
 )
@@ -130,11 +133,20 @@ def test_blocks_are_not_read_any_more_once_a_push_is_told_to_be_done(
 
 
 def test_a_delayed_frame_after_the_release_does_not_touch_the_new_owner(
-    config: TransferConfig, make_decode: MakeDecode, make_prefill: MakePrefill
+    config: TransferConfig, make_decode: MakeDecode, make_prefill: MakePrefill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reading, go_on = threading.Event(), threading.Event()
+    reading, go_on, refused = threading.Event(), threading.Event(), threading.Event()
     hold = faults.at(1, faults.hold(reading, go_on))
     decode = make_decode(config)
+    write = decode.receiver.write
+
+    def write_and_tell(*arguments: Any) -> BatonError | None:
+        refusal = write(*arguments)
+        if isinstance(refusal, StaleAttemptError):
+            refused.set()
+        return refusal
+
+    monkeypatch.setattr(decode.receiver, "write", write_and_tell)
     slow = make_prefill(config, load=FaultyTransports(hold))
     fast = make_prefill(config, worker="prefill-1")
     late = push_blocks(slow, decode, A, [5, 6], [1, 2])
@@ -148,6 +160,8 @@ def test_a_delayed_frame_after_the_release_does_not_touch_the_new_owner(
     go_on.set()
     late.commit()
     assert late.outcome() is not None
+    # The refused Commit may come back before the frame is looked at.
+    assert refused.wait(WAIT_S)
     np.testing.assert_array_equal(decode.pages[:, [5, 6]], fast.pages[:, [3, 4]])
     assert sample(decode.registry, "baton_kv_stale_frames_total") >= 1
     assert decode.events.log == [("released", A), ("committed", B)]
