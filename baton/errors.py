@@ -42,6 +42,13 @@ class InvalidRequestError(BatonError):
         self.field = field
 
 
+class UnauthenticatedError(BatonError):
+    """The call carries no valid API key."""
+
+    status = "UNAUTHENTICATED"
+    http_status = 401
+
+
 class ModelNotFoundError(BatonError):
     """The request names a model that is not served."""
 
@@ -109,6 +116,7 @@ class StaleAttemptError(BatonError):
 
 
 _BY_STATUS: dict[str, type[BatonError]] = {
+    "UNAUTHENTICATED": UnauthenticatedError,
     "NOT_FOUND": ModelNotFoundError,
     "ALREADY_EXISTS": DuplicateRequestError,
     "RESOURCE_EXHAUSTED": OverloadedError,

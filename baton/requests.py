@@ -18,13 +18,41 @@ class FinishReason(enum.IntEnum):
     LENGTH = 2
 
 
+class GrammarKind(enum.StrEnum):
+    """What a grammar's text is; the values are the field names of baton.v1.Grammar."""
+
+    JSON_SCHEMA = "json_schema"
+    JSON_OBJECT = "json_object"
+    REGEX = "regex"
+    CHOICE = "choice"
+    LARK = "lark"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the text of a choice must match.
+
+    Attributes:
+        texts: the alternatives of CHOICE; nothing for JSON_OBJECT; else one text.
+    """
+
+    kind: GrammarKind
+    texts: tuple[str, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Length in UTF-8."""
+        return sum(len(text.encode()) for text in self.texts)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How to choose tokens, every default resolved.
 
     `seed` is always set (the router draws one if the client gave none), so that a replay samples the same tokens.
     `eos_token_ids` is empty where EOS is ignored. `logprobs` None means none; k means the k most likely beside the
-    sampled. Stop *strings* are the router's and do not appear here.
+    sampled; `prompt_logprobs` likewise, beside each token of the prompt. A choice with a `grammar` ends when nothing
+    can follow, whatever `eos_token_ids` and `min_tokens` say. Stop *strings* are the router's and do not appear here.
     """
 
     max_tokens: int
@@ -42,6 +70,8 @@ class SamplingParams:
     min_tokens: int = 0
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
     @property
     def ending_token_ids(self) -> frozenset[int]:
@@ -49,7 +79,7 @@ class SamplingParams:
         return frozenset(self.eos_token_ids) | frozenset(self.stop_token_ids)
 
     def finish_reason(self, token_id: int, num_generated: int) -> FinishReason:
-        """Whether `token_id`, the `num_generated`-th token of its choice (from 1), ends it."""
+        """Whether `token_id`, the `num_generated`-th token of its choice (from 1), ends it; a grammar may too."""
         if num_generated >= self.min_tokens and (token_id in self.eos_token_ids or token_id in self.stop_token_ids):
             return FinishReason.STOP
         return FinishReason.LENGTH if num_generated >= self.max_tokens else FinishReason.NONE

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from baton.internal.v1 import transfer_pb2, worker_pb2
-from baton.requests import AttemptRef, Delivered, FinishReason, Logprobs, RequestSpec, SamplingParams, Token
+from baton.requests import (
+    AttemptRef,
+    Delivered,
+    FinishReason,
+    Grammar,
+    GrammarKind,
+    Logprobs,
+    RequestSpec,
+    SamplingParams,
+    Token,
+)
 from baton.v1 import inference_pb2
+
+# Positions of a prompt in one message: with 20 top tokens at each a quarter of a megabyte.
+_MAX_POSITIONS = 1024
 
 
 def ref_to_wire(ref: AttemptRef) -> transfer_pb2.AttemptRef:
@@ -32,6 +47,8 @@ def sampling_to_wire(params: SamplingParams) -> worker_pb2.ResolvedSampling:
         min_tokens=params.min_tokens,
         logit_bias=params.logit_bias,
         logprobs=params.logprobs,
+        prompt_logprobs=params.prompt_logprobs,
+        grammar=None if params.grammar is None else grammar_to_wire(params.grammar),
     )
 
 
@@ -52,7 +69,34 @@ def sampling_from_wire(message: worker_pb2.ResolvedSampling) -> SamplingParams:
         min_tokens=message.min_tokens,
         logit_bias=dict(message.logit_bias),
         logprobs=message.logprobs if message.HasField("logprobs") else None,
+        prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
+        grammar=grammar_from_wire(message.grammar) if message.HasField("grammar") else None,
     )
+
+
+def grammar_to_wire(grammar: Grammar) -> inference_pb2.Grammar:
+    match grammar.kind:
+        case GrammarKind.JSON_SCHEMA:
+            return inference_pb2.Grammar(json_schema=grammar.texts[0])
+        case GrammarKind.JSON_OBJECT:
+            return inference_pb2.Grammar(json_object=True)
+        case GrammarKind.REGEX:
+            return inference_pb2.Grammar(regex=grammar.texts[0])
+        case GrammarKind.CHOICE:
+            return inference_pb2.Grammar(choice=inference_pb2.Alternatives(texts=grammar.texts))
+        case GrammarKind.LARK:
+            return inference_pb2.Grammar(lark=grammar.texts[0])
+
+
+def grammar_from_wire(message: inference_pb2.Grammar) -> Grammar | None:
+    """None where no kind is set, or `json_object` is set to false."""
+    kind = message.WhichOneof("kind")
+    if kind is None:
+        return None
+    if kind == "json_object":
+        return Grammar(GrammarKind.JSON_OBJECT) if message.json_object else None
+    texts = tuple(message.choice.texts) if kind == "choice" else (getattr(message, kind),)
+    return Grammar(GrammarKind(kind), texts)
 
 
 def spec_to_wire(spec: RequestSpec) -> worker_pb2.RequestSpec:
@@ -116,6 +160,27 @@ def token_from_wire(message: worker_pb2.TokenOut) -> Token:
         logprobs=logprobs,
         finish_reason=FinishReason(message.finish_reason),
     )
+
+
+def prompt_logprobs_to_wire(
+    ref: AttemptRef, prompt_token_ids: Sequence[int], start: int, logprobs: Sequence[Logprobs]
+) -> list[worker_pb2.PromptLogprobs]:
+    """The logprobs of the prompt's tokens from position `start` on, in messages of bounded size."""
+    return [
+        worker_pb2.PromptLogprobs(
+            ref=ref_to_wire(ref),
+            start=start + first,
+            positions=[
+                logprobs_to_wire(token_id, entry)
+                for token_id, entry in zip(
+                    prompt_token_ids[start + first : start + len(logprobs)],
+                    logprobs[first : first + _MAX_POSITIONS],
+                    strict=False,
+                )
+            ],
+        )
+        for first in range(0, len(logprobs), _MAX_POSITIONS)
+    ]
 
 
 def logprobs_to_wire(token_id: int, logprobs: Logprobs) -> inference_pb2.PositionLogprobs:

@@ -81,7 +81,16 @@ class DecodeActor:
             clock=core.clock,
         )
         events.loop = loop
-        service = DecodeService(loop, core.thread, outbox, epoch=config.epoch, leases=core.leases, watch=core.watch)
+        service = DecodeService(
+            loop,
+            core.thread,
+            outbox,
+            epoch=config.epoch,
+            grammars=core.engine.grammars,
+            leases=core.leases,
+            watch=core.watch,
+            tracer=core.tracer,
+        )
 
         def register(server: grpc.aio.Server) -> None:
             worker_pb2_grpc.add_DecodeWorkerServicer_to_server(service, server)

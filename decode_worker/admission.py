@@ -14,9 +14,10 @@ from baton.requests import RequestSpec
 from decode_worker import scheduler
 from decode_worker.request import DecodeRequest, Phase, TokenSequence
 from engine.engine import Engine
+from engine.grammar import CompiledGrammar
 from engine.kv.block_pool import Block
 from engine.kv.prefix_index import PrefixHit
-from engine.sampling_state import states_after_prefix
+from engine.sampling_state import SamplingState, states_after_prefix
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,9 +52,17 @@ class Admission:
         self._config = config
 
     def reserve(
-        self, spec: RequestSpec, running: Sequence[DecodeRequest], *, local_prefill: bool
+        self,
+        spec: RequestSpec,
+        running: Sequence[DecodeRequest],
+        *,
+        local_prefill: bool,
+        grammar: CompiledGrammar | None = None,
     ) -> Reserved | Refused:
         """Take the blocks of the shared prefix, and of one tail for each further choice.
+
+        Args:
+            grammar: the spec's, compiled.
 
         Raises:
             InvalidRequestError: the request can never fit this worker.
@@ -64,8 +73,7 @@ class Admission:
             return Refused("sequences")
         token_ids = spec.shared_token_ids
         hashes = self._engine.prefix_hashes(spec)
-        # A local prefill computes at least one token, for its logits; a remote one gets them from the prefill worker.
-        hit = self._cache.match(hashes, len(token_ids) - int(local_prefill))
+        hit = self._cache.match(hashes, self._most_cached(spec, local_prefill))
         num_tails = spec.sampling.n - 1
         chunk_tokens = self._config.prefill_chunk_tokens if local_prefill else None
         needed = self._cache.blocks_needed(len(token_ids), hit, chunk_tokens=chunk_tokens)
@@ -74,7 +82,15 @@ class Admission:
         watermark = int(self._config.watermark * self._cache.pool.num_usable) if running else 0
         if needed > self._cache.num_free - self.num_owed(running) - watermark:
             return Refused("blocks", needed)
-        return self._take(spec, token_ids, hashes, hit, num_tails, local_prefill)
+        states = states_after_prefix(spec, grammar) if local_prefill else []
+        return self._take(spec, token_ids, hashes, hit, num_tails, states, local_prefill=local_prefill)
+
+    def _most_cached(self, spec: RequestSpec, local_prefill: bool) -> int:
+        """Leading tokens that need not be computed here, if they are cached: a local prefill computes at least one, for
+        its logits, and every token of a prompt that is scored; a remote one gets logits from the prefill worker."""
+        if not local_prefill:
+            return len(spec.shared_token_ids)
+        return 0 if spec.sampling.prompt_logprobs is not None else len(spec.shared_token_ids) - 1
 
     def _take(
         self,
@@ -83,6 +99,8 @@ class Admission:
         hashes: list[bytes],
         hit: PrefixHit,
         num_tails: int,
+        states: list[SamplingState],
+        *,
         local_prefill: bool,
     ) -> Reserved:
         num_tokens = len(token_ids)
@@ -112,7 +130,7 @@ class Admission:
             block_hashes=hashes,
             salt_root=spec.salt_root,
             num_prompt_tokens=len(spec.prompt_token_ids),
-            states=states_after_prefix(spec) if local_prefill else [],
+            states=states,
         )
         return Reserved(shared, tails, hit.num_tokens, lacking)
 

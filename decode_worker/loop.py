@@ -29,12 +29,15 @@ from baton.requests import AttemptRef, FinishReason, Logprobs, RequestSpec
 from baton.wire import ref_to_wire
 from decode_worker import scheduler
 from decode_worker.admission import Admission, Refused
+from decode_worker.choices import fork_choices
 from decode_worker.outbox import Outbox
 from decode_worker.report import StepReport
 from decode_worker.request import DecodeRequest, Phase, TokenSequence
+from decode_worker.tracing import DecodeTrace
 from engine.batch import BatchItem
 from engine.engine import Engine
-from engine.kv.cache import SequenceBlocks
+from engine.grammar import CompiledGrammar
+from engine.prompt_logprobs import num_logits, score_chunk
 from engine.sampling import sample
 from engine.sampling_state import SamplingState
 from kvtransfer.lease import LeaseTable
@@ -89,8 +92,18 @@ class DecodeLoop:
 
     # Commands
 
-    def reserve(self, spec: RequestSpec, *, local_prefill: bool) -> worker_pb2.ReserveResponse:
-        """Take all blocks that the request's prefix needs, or none.
+    def reserve(
+        self,
+        spec: RequestSpec,
+        *,
+        local_prefill: bool,
+        grammar: CompiledGrammar | None = None,
+        trace: DecodeTrace | None = None,
+    ) -> worker_pb2.ReserveResponse:
+        """Take all blocks that the request's prefix needs, or none; the attempt's end ends its `trace`.
+
+        Args:
+            grammar: the spec's, compiled.
 
         Raises:
             BatonError: the request was cancelled, runs already, or can never fit.
@@ -103,8 +116,11 @@ class DecodeLoop:
             if ref.attempt >= spec.ref.attempt:
                 raise DuplicateRequestError(f"request {ref.request_id}: attempt {ref.attempt} is running")
             self.cancel(ref)
-        admitted = self._admission.reserve(spec, list(self._requests.values()), local_prefill=local_prefill)
+        admitted = self._admission.reserve(
+            spec, list(self._requests.values()), local_prefill=local_prefill, grammar=grammar
+        )
         if isinstance(admitted, Refused):
+            self._metrics.refused.labels(admitted.reason).inc()
             return worker_pb2.ReserveResponse(
                 refusal=worker_pb2.Refusal(
                     reason=admitted.reason, needed_blocks=admitted.needed_blocks, free_blocks=self._cache.num_free
@@ -123,12 +139,17 @@ class DecodeLoop:
             cached_tokens=admitted.cached_tokens,
             accepted_s=now,
             deadline_s=None if spec.timeout_s is None else now + spec.timeout_s,
+            grammar=grammar,
+            trace=trace,
         )
         self._requests[spec.ref] = request
         self._leases.grant(spec.ref)
         self._outbox.open(spec.ref, spec.router_id)
-        self._metrics.prefix_queries.inc(len(shared.token_ids))
-        self._metrics.prefix_hits.inc(admitted.cached_tokens)
+        scored_here = local_prefill and spec.sampling.prompt_logprobs is not None
+        if spec.ref.attempt == 1 and not scored_here:
+            # Another attempt would find what an earlier one computed; a scored prompt is computed whole.
+            self._metrics.prefix_queries.inc(len(shared.token_ids))
+            self._metrics.prefix_hits.inc(admitted.cached_tokens)
         num_tokens, cached_tokens = len(shared.token_ids), admitted.cached_tokens
         if local_prefill:
             ticket = transfer_pb2.Ticket(ref=ref_to_wire(spec.ref), num_tokens=num_tokens, cached_tokens=cached_tokens)
@@ -149,14 +170,14 @@ class DecodeLoop:
             self._fork(request, {first.choice: (first.token_id, first.finished) for first in first_tokens})
         except Exception as error:
             # Nobody else would end it: its lease goes on being renewed.
-            logger.exception("request %s could not be forked", ref.request_id)
+            logger.exception("the request could not be forked", extra={"request": request.name})
             self._end(request, InternalError(f"decode failed: {type(error).__name__}: {error}"))
 
     def transfer_aborted(self, ref: AttemptRef, reason: str) -> None:
         """The sender gave up, or bytes did not verify; the router hears of it from the prefill worker."""
         request = self._requests.get(ref)
         if request is not None and request.phase is Phase.RECEIVING:
-            logger.info("request %s attempt %d: transfer aborted: %s", ref.request_id, ref.attempt, reason)
+            logger.info("transfer aborted: %s", reason, extra={"request": request.name})
             self._outbox.forget(ref)
             self._release(request)
 
@@ -176,6 +197,17 @@ class DecodeLoop:
             self._metrics.cancelled.inc()
             self._release(request)
             self._leases.release(ref)
+
+    def end_choice(self, ref: AttemptRef, choice: int) -> None:
+        """The router wants nothing more of a choice: give its blocks back while the others go on. Idempotent."""
+        request = self._requests.get(ref)
+        if request is None:
+            return
+        request.ended_choices.add(choice)
+        if (sequence := request.sequences.pop(choice, None)) is not None:
+            self._cache.free(sequence.blocks)
+            if not request.sequences:
+                self._finish(request)
 
     def drain(self) -> None:
         """Reserve nothing more; what was accepted goes on."""
@@ -213,6 +245,7 @@ class DecodeLoop:
 
     def fail(self, error: Exception) -> None:
         """A step raised: the requests that it was about end, everything else goes on."""
+        self._metrics.step_failures.inc()
         for request in self._current:
             if request.phase is not Phase.ENDED:
                 self._end(request, InternalError(f"decode failed: {type(error).__name__}: {error}"))
@@ -259,7 +292,7 @@ class DecodeLoop:
     def _compute(self, work: Sequence[tuple[scheduler.Work, DecodeRequest, TokenSequence]]) -> None:
         self._current = [request for _, request, _ in work]
         items: list[BatchItem] = []
-        for item, _, sequence in work:
+        for item, request, sequence in work:
             view = sequence.view
             end = view.num_computed + item.num_tokens
             allocated = self._cache.allocate(sequence.blocks, end)
@@ -270,13 +303,21 @@ class DecodeLoop:
                     token_ids=sequence.token_ids[view.num_computed : end],
                     start=view.num_computed,
                     tables=sequence.blocks.rows(),
-                    num_logits=int(end == view.num_tokens),
+                    num_logits=num_logits(request.spec, view.num_computed, end)
+                    if request.phase is Phase.PREFILLING
+                    else int(end == view.num_tokens),
                 )
             )
         logits = self._engine.runner.execute(items)
         reached: list[tuple[DecodeRequest, TokenSequence]] = []
-        for item, request, sequence in work:
+        last_rows: list[int] = []
+        num_rows = 0
+        for (item, request, sequence), computed in zip(work, items, strict=True):
             view = sequence.view
+            num_rows += computed.num_logits
+            if request.phase is Phase.PREFILLING and request.spec.sampling.prompt_logprobs is not None:
+                chunk = logits[num_rows - computed.num_logits : num_rows]
+                self._report.scored(request, score_chunk(request.spec, computed.start, chunk))
             view.num_computed += item.num_tokens
             self._cache.register(
                 sequence.blocks, sequence.extend_hashes(self._engine.layout.block_size), view.num_computed
@@ -284,8 +325,9 @@ class DecodeLoop:
             self._cache.free_out_of_window(sequence.blocks, view.num_computed)
             if not view.num_remaining:
                 reached.append((request, sequence))
+                last_rows.append(num_rows - 1)
         if reached:
-            self._sample(reached, logits)
+            self._sample(reached, logits if len(last_rows) == num_rows else logits[last_rows])
         self._current = []
 
     def _sample(self, reached: Sequence[tuple[DecodeRequest, TokenSequence]], logits: torch.Tensor) -> None:
@@ -297,90 +339,56 @@ class DecodeLoop:
         result = sample(logits, states)
         sampled = iter(zip(result.token_ids, result.logprobs, strict=True))
         for request, sequence in reached:
+            tokens = [(state, *next(sampled)) for state in sequence.states]
             if request.phase is Phase.PREFILLING:
-                self._finish_prefill(request, [(state.choice, *next(sampled)) for state in sequence.states])
-            else:
-                self._advance(request, sequence, *next(sampled))
+                self._finish_prefill(request, tokens)
+            elif request.phase is Phase.DECODING:
+                self._advance(request, sequence, *tokens[0][1:])
 
-    def _finish_prefill(self, request: DecodeRequest, sampled: Sequence[tuple[int, int, Logprobs | None]]) -> None:
-        """A local prefill is through: send the first tokens (choice, token, logprobs) and go on as after a commit."""
+    def _finish_prefill(
+        self, request: DecodeRequest, sampled: Sequence[tuple[SamplingState, int, Logprobs | None]]
+    ) -> None:
+        """A local prefill is through: send the first tokens and go on as after a commit."""
         request.prefill_s = self._clock() - request.accepted_s
         position = request.spec.first_position
-        tokens = [
-            self._report.token(request, choice, position, token_id, logprobs) for choice, token_id, logprobs in sampled
-        ]
+        tokens = []
+        for state, token_id, logprobs in sampled:
+            state.append(token_id)
+            if state.error is not None:
+                self._end(request, state.error)
+                return
+            reason = state.finish_reason(token_id)
+            tokens.append(self._report.token(request, state.choice, position, token_id, logprobs, reason))
         self._fork(request, request.spec.first_outcomes(tokens))
 
     def _fork(self, request: DecodeRequest, firsts: dict[int, tuple[int, bool]]) -> None:
-        """The shared prefix is computed: make a sequence for every choice that goes on.
-
-        All choices share the full blocks; each but the last takes a copy of the partial one.
-        """
+        """The shared prefix is computed: make a sequence for every choice that goes on."""
         shared = request.shared
         assert shared is not None
         self._cache.register(
             shared.blocks, shared.extend_hashes(self._engine.layout.block_size), shared.view.num_computed
         )
         request.phase = Phase.DECODING
-        request.shared = None
         request.started_s = self._clock()
-        going = [choice for choice, (_, finished) in sorted(firsts.items()) if not finished]
-        for index, choice in enumerate(going):
-            if index == len(going) - 1:
-                blocks = shared.blocks
-            else:
-                forked = self._cache.fork(
-                    shared.blocks, shared.view.num_computed, tail=request.tails.pop() if request.tails else None
-                )
-                assert forked is not None, "the tails of a request's choices are reserved with it"
-                blocks = forked
-            request.sequences[choice] = self._choice_sequence(request, shared, choice, blocks, firsts[choice][0])
-        self._cache.free_tails(request.tails)
-        request.tails = []
-        if not going:
-            self._cache.free(shared.blocks)
+        fork_choices(request, firsts, self._cache)
+        if not request.sequences:
             self._finish(request)
-
-    def _choice_sequence(
-        self, request: DecodeRequest, shared: TokenSequence, choice: int, blocks: SequenceBlocks, first_token_id: int
-    ) -> TokenSequence:
-        spec = request.spec
-        state = SamplingState(spec.sampling, spec.prompt_token_ids, choice=choice)
-        generated = [*shared.token_ids[len(spec.prompt_token_ids) :], first_token_id]
-        if spec.sampling.n > 1 and spec.forced_tokens(choice):
-            generated = list(spec.forced_tokens(choice))
-        state.extend(generated)
-        token_ids = [*spec.prompt_token_ids, *generated]
-        return TokenSequence(
-            view=scheduler.Sequence(
-                ref=spec.ref,
-                priority=spec.priority,
-                arrival=request.arrival,
-                num_tokens=len(token_ids),
-                num_computed=shared.view.num_computed,
-                num_blocks=self._engine.layout.num_blocks(shared.view.num_computed),
-                choice=choice,
-            ),
-            token_ids=token_ids,
-            blocks=blocks,
-            block_hashes=list(shared.block_hashes),
-            salt_root=shared.salt_root,
-            num_prompt_tokens=len(spec.prompt_token_ids),
-            states=[state],
-        )
 
     def _advance(
         self, request: DecodeRequest, sequence: TokenSequence, token_id: int, logprobs: Logprobs | None
     ) -> None:
         """A choice has its next token."""
+        position = sequence.num_generated
+        reason = sequence.append(token_id)
+        if (error := sequence.states[0].error) is not None:
+            self._end(request, error)
+            return
         if request.first_step_s is None:
             request.first_step_s = self._clock() - request.started_s
             self._report.decoding(request)
         choice = sequence.view.choice
-        token = self._report.token(request, choice, sequence.num_generated, token_id, logprobs)
-        if token.finish_reason is FinishReason.NONE:
-            sequence.append(token_id)
-        else:
+        self._report.token(request, choice, position, token_id, logprobs, reason)
+        if reason is not FinishReason.NONE:
             self._cache.free(sequence.blocks)
             del request.sequences[choice]
             if not request.sequences:
@@ -405,6 +413,10 @@ class DecodeLoop:
         ref = request.spec.ref
         receiving = request.phase is Phase.RECEIVING
         request.phase = Phase.ENDED
+        if request.trace is not None:
+            request.trace.released(
+                cached_tokens=request.cached_tokens, started_s=request.started_s, first_step_s=request.first_step_s
+            )
         del self._requests[ref]
         if receiving:
             self._letting_go[ref] = request

@@ -3,7 +3,7 @@
 The engine thread publishes a step's tokens; the event loop sends them, one message a step and router, and takes
 acknowledgements. A router that lost its stream reattaches with cursors and gets what it has not seen. Memory is bounded
 by the loop, which pauses a sequence whose unacknowledged tokens reach its limit; a slow router's messages merge into
-one while it is busy.
+one while it is busy, but for prompt logprobs, which may be long.
 """
 
 from __future__ import annotations
@@ -18,19 +18,29 @@ from baton.internal.v1 import worker_pb2
 from baton.requests import AttemptRef
 from baton.wire import ref_from_wire
 
+# Prompt logprobs that travel in one message: beyond this the rest follows in another.
+_SCORE_BYTES = 1 << 20
+
 
 @dataclasses.dataclass(slots=True)
 class _Record:
-    """One attempt's messages that its router has not acknowledged."""
+    """One attempt's messages that its router has not acknowledged.
+
+    Attributes:
+        scores: the prompt's logprobs; the first token of any choice comes after them and is acknowledged for them too.
+        ended: choices that the router has ended; their tokens are dropped.
+    """
 
     router_id: str
     tokens: dict[int, collections.deque[worker_pb2.TokenOut]] = dataclasses.field(default_factory=dict)
     updates: list[worker_pb2.RequestUpdate] = dataclasses.field(default_factory=list)
+    scores: list[worker_pb2.PromptLogprobs] = dataclasses.field(default_factory=list)
+    ended: set[int] = dataclasses.field(default_factory=set)
     closed: bool = False
 
     @property
     def is_done(self) -> bool:
-        return self.closed and not any(self.tokens.values())
+        return self.closed and not self.scores and not any(self.tokens.values())
 
 
 class _Stream:
@@ -41,7 +51,17 @@ class _Stream:
         self.ready = asyncio.Event()
         self.tokens: list[worker_pb2.TokenOut] = []
         self.updates: list[worker_pb2.RequestUpdate] = []
+        self.scores: collections.deque[worker_pb2.PromptLogprobs] = collections.deque()
         self.superseded = False
+
+    def take_scores(self) -> list[worker_pb2.PromptLogprobs]:
+        """The next prompt logprobs, as many as fit one message well."""
+        taken: list[worker_pb2.PromptLogprobs] = []
+        num_bytes = 0
+        while self.scores and num_bytes < _SCORE_BYTES:
+            num_bytes += self.scores[0].ByteSize()
+            taken.append(self.scores.popleft())
+        return taken
 
     def wake(self) -> None:
         self.loop.call_soon_threadsafe(self.ready.set)
@@ -66,12 +86,19 @@ class Outbox:
         self,
         tokens: Iterable[tuple[AttemptRef, worker_pb2.TokenOut]],
         updates: Iterable[tuple[AttemptRef, worker_pb2.RequestUpdate]],
+        scores: Iterable[tuple[AttemptRef, worker_pb2.PromptLogprobs]] = (),
     ) -> None:
-        """Keep and send one step's tokens and updates; those of attempts that were closed by `forget` are dropped."""
+        """Keep and send what one step made; what is of attempts that were closed by `forget` is dropped."""
         woken: set[str] = set()
         with self._lock:
-            for ref, token in tokens:
+            for ref, score in scores:
                 if (record := self._records.get(ref)) is not None:
+                    record.scores.append(score)
+                    if (stream := self._streams.get(record.router_id)) is not None:
+                        stream.scores.append(score)
+                        woken.add(record.router_id)
+            for ref, token in tokens:
+                if (record := self._records.get(ref)) is not None and token.choice not in record.ended:
                     record.tokens.setdefault(token.choice, collections.deque()).append(token)
                     if (stream := self._streams.get(record.router_id)) is not None:
                         stream.tokens.append(token)
@@ -136,6 +163,7 @@ class Outbox:
                     self._trim(record, cursor)
             for record in self._records.values():
                 if record.router_id == router_id:
+                    stream.scores.extend(record.scores)
                     for tokens in record.tokens.values():
                         stream.tokens.extend(tokens)
                     stream.updates.extend(record.updates)
@@ -152,12 +180,16 @@ class Outbox:
             while True:
                 await stream.ready.wait()
                 with self._lock:
-                    stream.ready.clear()
-                    tokens, stream.tokens = stream.tokens, []
-                    updates, stream.updates = stream.updates, []
                     if stream.superseded:
                         return
-                yield worker_pb2.StepOutput(tokens=tokens, updates=updates)
+                    output = worker_pb2.StepOutput(prompt_logprobs=stream.take_scores())
+                    if not stream.scores:
+                        # What follows the prompt never comes before it.
+                        stream.ready.clear()
+                        output.tokens.extend(stream.tokens)
+                        output.updates.extend(stream.updates)
+                        stream.tokens, stream.updates = [], []
+                yield output
         finally:
             with self._lock:
                 if self._streams.get(router_id) is stream:
@@ -165,6 +197,11 @@ class Outbox:
 
     @staticmethod
     def _trim(record: _Record, cursor: worker_pb2.Cursor) -> None:
+        if cursor.position > 0:
+            record.scores.clear()
+        if cursor.ended:
+            record.ended.add(cursor.choice)
+            record.tokens.pop(cursor.choice, None)
         tokens = record.tokens.get(cursor.choice)
         while tokens and tokens[0].position < cursor.position:
             tokens.popleft()

@@ -10,11 +10,12 @@ from collections.abc import Callable, Collection
 from baton.errors import BatonError
 from baton.internal.v1 import worker_pb2
 from baton.metrics import SchedulerMetrics
-from baton.requests import AttemptRef, Logprobs, Token
-from baton.wire import ref_to_wire, token_to_wire
+from baton.requests import AttemptRef, FinishReason, Logprobs, Token
+from baton.wire import prompt_logprobs_to_wire, ref_to_wire, token_to_wire
 from decode_worker.outbox import Outbox
 from decode_worker.request import DecodeRequest, Phase
 from engine.kv.cache import KVCache
+from engine.prompt_logprobs import ScoredTokens
 from worker.watch import Load, WatchPublisher
 
 
@@ -35,16 +36,29 @@ class StepReport:
         self._clock = clock
         self._tokens: list[tuple[AttemptRef, worker_pb2.TokenOut]] = []
         self._updates: list[tuple[AttemptRef, worker_pb2.RequestUpdate]] = []
+        self._scores: list[tuple[AttemptRef, worker_pb2.PromptLogprobs]] = []
 
     def token(
-        self, request: DecodeRequest, choice: int, position: int, token_id: int, logprobs: Logprobs | None
+        self,
+        request: DecodeRequest,
+        choice: int,
+        position: int,
+        token_id: int,
+        logprobs: Logprobs | None,
+        finish_reason: FinishReason,
     ) -> Token:
-        """A choice of `request` has its token at `position`; returns it, with its finish reason."""
-        spec = request.spec
-        reason = spec.sampling.finish_reason(token_id, position + 1)
-        token = Token(spec.ref, choice, position, token_id, logprobs, reason)
-        self._tokens.append((spec.ref, token_to_wire(token)))
+        """A choice of `request` has its token at `position`; returns it."""
+        ref = request.spec.ref
+        token = Token(ref, choice, position, token_id, logprobs, finish_reason)
+        self._tokens.append((ref, token_to_wire(token)))
         return token
+
+    def scored(self, request: DecodeRequest, scored: ScoredTokens) -> None:
+        """The next tokens of the prompt of `request` have their logprobs."""
+        ref, token_ids = request.spec.ref, request.spec.prompt_token_ids
+        self._scores += [
+            (ref, message) for message in prompt_logprobs_to_wire(ref, token_ids, scored.start, scored.logprobs)
+        ]
 
     def decoding(self, request: DecodeRequest) -> None:
         """The request's first decode step ran."""
@@ -54,16 +68,19 @@ class StepReport:
         self, request: DecodeRequest, state: worker_pb2.RequestState.ValueType, error: BatonError | None = None
     ) -> None:
         """Nothing more comes for `request`; sent at once, after its tokens."""
+        if request.trace is not None:
+            request.trace.ended(state, error)
         self._update(request, state, error)
         self.send()
         self._outbox.close(request.spec.ref)
 
     def send(self) -> None:
         """Hand everything collected to the outbox."""
-        if self._tokens or self._updates:
+        if self._tokens or self._updates or self._scores:
             tokens, self._tokens = self._tokens, []
             updates, self._updates = self._updates, []
-            self._outbox.publish(tokens, updates)
+            scores, self._scores = self._scores, []
+            self._outbox.publish(tokens, updates, scores)
 
     def publish_load(
         self, requests: Collection[DecodeRequest], cache: KVCache, *, num_free: int, draining: bool
@@ -71,14 +88,16 @@ class StepReport:
         """Tell watchers and metrics how things stand between two steps; `num_free` blocks may be given out."""
         stored, removed = cache.pool.take_events()
         decoding = sum(len(request.sequences) for request in requests)
-        waiting = sum(request.phase is not Phase.DECODING for request in requests)
+        receiving = sum(request.phase is Phase.RECEIVING for request in requests)
+        prefilling = sum(request.phase is Phase.PREFILLING for request in requests)
         self._metrics.running.set(decoding)
-        self._metrics.waiting.set(waiting)
+        self._metrics.waiting.labels("transfer").set(receiving)
+        self._metrics.waiting.labels("local_prefill").set(prefilling)
         self._metrics.kv_usage.set(cache.usage)
         self._watch.update(
             Load(
                 running=decoding,
-                waiting=waiting,
+                waiting=receiving + prefilling,
                 free_blocks=num_free,
                 total_blocks=cache.pool.num_usable,
                 draining=draining,

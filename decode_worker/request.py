@@ -6,8 +6,11 @@ import dataclasses
 import enum
 
 from baton.hashing import extend_chain
-from baton.requests import RequestSpec
+from baton.logs import RequestName
+from baton.requests import FinishReason, RequestSpec
 from decode_worker.scheduler import Sequence
+from decode_worker.tracing import DecodeTrace
+from engine.grammar import CompiledGrammar
 from engine.kv.block_pool import Block
 from engine.kv.cache import SequenceBlocks
 from engine.sampling_state import SamplingState
@@ -46,11 +49,12 @@ class TokenSequence:
     def num_generated(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 
-    def append(self, token_id: int) -> None:
-        """A token was chosen for this choice; it will be computed by the next step."""
+    def append(self, token_id: int) -> FinishReason:
+        """A token was chosen for this choice; it will be computed by the next step, unless it ends the choice."""
         self.token_ids.append(token_id)
         self.states[0].append(token_id)
         self.view.num_tokens += 1
+        return self.states[0].finish_reason(token_id)
 
     def extend_hashes(self, block_size: int) -> list[bytes]:
         """The hashes of all full blocks that are computed."""
@@ -72,6 +76,9 @@ class DecodeRequest:
         shared: the prefix of all choices, until they are forked from it.
         tails: one copy of the partial last block, reserved for each choice but the first.
         sequences: the running choices.
+        grammar: the spec's, compiled.
+        ended_choices: ended by the router, before their sequence began or since.
+        trace: its spans, where tracing is on.
     """
 
     spec: RequestSpec
@@ -82,10 +89,19 @@ class DecodeRequest:
     cached_tokens: int
     accepted_s: float
     deadline_s: float | None
+    grammar: CompiledGrammar | None = None
     sequences: dict[int, TokenSequence] = dataclasses.field(default_factory=dict)
+    ended_choices: set[int] = dataclasses.field(default_factory=set)
     prefill_s: float = 0.0
     started_s: float = 0.0
     first_step_s: float | None = None
+    trace: DecodeTrace | None = None
+
+    @property
+    def name(self) -> RequestName:
+        """For logs."""
+        trace_id = "" if self.trace is None else self.trace.trace_id
+        return RequestName(self.spec.ref.request_id, self.spec.ref.attempt, trace_id=trace_id)
 
     @property
     def runnable(self) -> list[TokenSequence]:

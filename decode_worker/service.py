@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from baton.errors import BatonError, InvalidRequestError, StaleAttemptError
 from baton.internal.v1 import worker_pb2, worker_pb2_grpc
+from baton.requests import RequestSpec
 from baton.wire import ref_from_wire, ref_to_wire, spec_from_wire
 from decode_worker.loop import DecodeLoop
 from decode_worker.outbox import Outbox
+from decode_worker.tracing import DecodeTrace
+from engine.grammar import CompiledGrammar, Grammars
 from kvtransfer.lease import LeaseTable
 from worker.engine_thread import EngineThread
-from worker.host import abort
+from worker.grammar import compiled_grammar
+from worker.host import abort, metadata
 from worker.watch import WatchPublisher
+
+if TYPE_CHECKING:
+    from baton.tracing.tracer import Tracer
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -32,13 +40,17 @@ class DecodeService(worker_pb2_grpc.DecodeWorkerServicer):
         outbox: Outbox,
         *,
         epoch: int,
+        grammars: Grammars,
         leases: LeaseTable,
         watch: WatchPublisher,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._loop = loop
         self._thread = thread
         self._outbox = outbox
         self._epoch = epoch
+        self._grammars = grammars
         self._leases = leases
         self._watch = watch
 
@@ -46,7 +58,21 @@ class DecodeService(worker_pb2_grpc.DecodeWorkerServicer):
         self, request: worker_pb2.ReserveRequest, context: Context
     ) -> worker_pb2.ReserveResponse:
         spec = spec_from_wire(request.spec)
-        call = self._thread.call(lambda: self._loop.reserve(spec, local_prefill=request.local_prefill))
+        trace = None
+        if self._tracer is not None:
+            trace = DecodeTrace(
+                self._tracer, metadata(context), spec, local_prefill=request.local_prefill, clock=time.monotonic
+            )
+        try:
+            grammar = await compiled_grammar(self._grammars, spec)
+        except BatonError as error:
+            if trace is not None:
+                trace.rejected(error)
+            await abort(context, error)
+            raise
+        call = self._thread.call(
+            lambda: self._reserve(spec, local_prefill=request.local_prefill, grammar=grammar, trace=trace)
+        )
         try:
             return await asyncio.wrap_future(call)
         except BatonError as error:
@@ -56,6 +82,20 @@ class DecodeService(worker_pb2_grpc.DecodeWorkerServicer):
             # The router is gone or gave up; what the engine thread may still reserve must not outlive the call.
             self._thread.post(lambda: self._loop.cancel(spec.ref))
             raise
+
+    def _reserve(
+        self, spec: RequestSpec, *, local_prefill: bool, grammar: CompiledGrammar | None, trace: DecodeTrace | None
+    ) -> worker_pb2.ReserveResponse:
+        """On the engine thread. Whatever is granted owns its trace from then on."""
+        try:
+            response = self._loop.reserve(spec, local_prefill=local_prefill, grammar=grammar, trace=trace)
+        except BatonError as error:
+            if trace is not None:
+                trace.rejected(error)
+            raise
+        if trace is not None and response.HasField("refusal"):
+            trace.refused(response.refusal.reason)
+        return response
 
     async def Attach(  # noqa: N802
         self, request_iterator: AsyncIterator[worker_pb2.AttachRequest], context: Context
@@ -68,6 +108,7 @@ class DecodeService(worker_pb2_grpc.DecodeWorkerServicer):
         if hello.epoch != self._epoch:
             await abort(context, StaleAttemptError(f"this worker's epoch is {self._epoch}, not {hello.epoch}"))
         outputs = self._outbox.attach(hello.router_id, hello.cursors)
+        self._end_choices(hello.cursors)
         reader = asyncio.create_task(self._read(request_iterator))
         try:
             async for output in outputs:
@@ -83,6 +124,7 @@ class DecodeService(worker_pb2_grpc.DecodeWorkerServicer):
                 done = self._outbox.acknowledge(request.acks)
                 for ref in done:
                     self._leases.release(ref)
+                self._end_choices(request.acks)
                 # A paused sequence may go on.
                 self._thread.post(lambda: None)
             self._cancel(request.cancels)
@@ -92,6 +134,11 @@ class DecodeService(worker_pb2_grpc.DecodeWorkerServicer):
     ) -> worker_pb2.CancelResponse:
         self._cancel(request.refs)
         return worker_pb2.CancelResponse()
+
+    def _end_choices(self, cursors: Iterable[worker_pb2.Cursor]) -> None:
+        for cursor in cursors:
+            if cursor.ended:
+                self._thread.post(partial(self._loop.end_choice, ref_from_wire(cursor.ref), cursor.choice))
 
     def _cancel(self, refs: Any) -> None:
         for ref in map(ref_from_wire, refs):

@@ -13,6 +13,7 @@ from baton.config import CacheConfig, ModelConfig
 from baton.hashing import extend_chain
 from baton.requests import RequestSpec
 from engine.attention import make_backend
+from engine.grammar import Grammars
 from engine.kv.cache import KVCache
 from engine.kv.layout import KVLayout
 from engine.model_loader import LoadedModel, load_model
@@ -40,6 +41,7 @@ class Engine:
     layout: KVLayout
     cache: KVCache
     runner: ModelRunner
+    grammars: Grammars
     revision: str
     max_model_len: int
     max_sequence_tokens: int
@@ -88,8 +90,22 @@ def load_engine(
         cache.pool.num_blocks * layout.block_bytes / 2**20,
         max_model_len,
     )
-    revision = checkpoint_revision(pathlib.Path(model_config.path))
-    return Engine(model, layout, cache, runner, revision, max_model_len, fits)
+    folder = pathlib.Path(model_config.path)
+    grammars = Grammars(
+        folder,
+        vocab_size=model.vocab_size,
+        eos_token_ids=_eos_token_ids(model),
+        num_threads=torch.get_num_threads(),
+    )
+    return Engine(model, layout, cache, runner, grammars, checkpoint_revision(folder), max_model_len, fits)
+
+
+def _eos_token_ids(model: LoadedModel) -> list[int]:
+    """The generation config's, else the model config's; empty where neither names any."""
+    for config in (model.generation_config, model.config):
+        if (ids := getattr(config, "eos_token_id", None)) is not None:
+            return ids if isinstance(ids, list) else [ids]
+    return []
 
 
 def _default_bytes(layout: KVLayout, max_model_len: int) -> int:

@@ -1,8 +1,8 @@
 """Chooses the next token of each sequence from its logits.
 
-The engine thread calls `sample` once a step with all rows that need a token. The order, where a row uses them: logit
-bias, `min_tokens`, repetition, presence and frequency penalties (as in vLLM), then temperature, top-k, top-p and min-p
-(as in transformers). A step whose rows use none of them costs one argmax.
+The engine thread calls `sample` once a step with all rows that need a token. The order, where a row uses them: grammar,
+logit bias, `min_tokens`, repetition, presence and frequency penalties (as in vLLM), then temperature, top-k, top-p and
+min-p (as in transformers). A step whose rows use none of them costs one argmax.
 
 A sampled token is a function of its row's logits and of (seed, choice, position) alone: one Philox number inverts the
 cumulative distribution. So the same request draws the same tokens in any batch, on any worker, before and after a
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from baton.requests import Logprobs
+from engine.grammar import mask_logits
 from engine.philox import uniforms
 from engine.sampling_state import Ids, SamplingState, Values
 
@@ -66,7 +67,10 @@ def _method(state: SamplingState) -> Callable[[torch.Tensor, Sequence[SamplingSt
 
 
 def _edit(logits: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
-    """Applies bias, masks and penalties in place; returns the same logits [R, V]."""
+    """Applies grammars, bias, masks and penalties in place; returns the same logits [R, V]."""
+    guided = [(row, state.guide) for row, state in enumerate(states) if state.guide is not None]
+    if guided:
+        mask_logits(logits, guided)
     _add_bias(logits, states)
     _mask_endings(logits, states)
     _penalise(logits, states)
@@ -225,8 +229,9 @@ def ranked(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     values, ids = logits.topk(k)
     smallest = values[:, -1:]
     num_larger = (values > smallest).sum(-1)
-    # All ids whose logit equals the smallest taken, in order; each row keeps as many as it has places for.
-    rows, tied_ids = (logits == smallest).nonzero(as_tuple=True)
+    # All ids whose logit equals the smallest taken, in order; each row keeps as many as it has places for. What a
+    # grammar excludes is equal too, but most of the vocabulary, and never chosen.
+    rows, tied_ids = ((logits == smallest) & (smallest > -torch.inf)).nonzero(as_tuple=True)
     places = num_larger[rows] + torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
     kept = places < k
     ids[rows[kept], places[kept]] = tied_ids[kept]

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from baton.requests import RequestSpec, SamplingParams
+from baton.errors import BatonError
+from baton.requests import FinishReason, RequestSpec, SamplingParams
+from engine.grammar import CompiledGrammar, Guide
 
 # Below this, dividing logits by the temperature would overflow; vLLM draws the line to greedy at the same value.
 GREEDY_TEMPERATURE = 1e-5
@@ -63,6 +65,7 @@ class SamplingState:
         counts: tokens for the penalties; None without any.
         bias: token ids and what is added to their logits; None without any.
         endings: ids of the tokens that end the choice.
+        guide: where the choice stands in its grammar; None without one.
     """
 
     __slots__ = (
@@ -73,12 +76,21 @@ class SamplingState:
         "counts",
         "endings",
         "greedy",
+        "guide",
         "params",
         "position",
         "seed",
     )
 
-    def __init__(self, params: SamplingParams, prompt_token_ids: Sequence[int], *, choice: int = 0) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int],
+        *,
+        choice: int = 0,
+        grammar: CompiledGrammar | None = None,
+    ) -> None:
+        assert grammar is not None or params.grammar is None, "a grammar that nobody compiled"
         self.params = params
         self.choice = choice
         self.position = 0
@@ -93,8 +105,10 @@ class SamplingState:
         penalised = repeats or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
         # Only the repetition penalty looks at the prompt.
         self.counts = TokenCounts(prompt_token_ids if repeats else ()) if penalised else None
-        self._always_edited = self.bias is not None or penalised
-        self._masked_until = params.min_tokens if len(self.endings) else 0
+        self.guide: Guide | None = None if grammar is None else grammar.guide(params)
+        self._always_edited = self.bias is not None or penalised or self.guide is not None
+        # A grammar decides itself when it may end.
+        self._masked_until = params.min_tokens if len(self.endings) and self.guide is None else 0
 
     @property
     def masks_endings(self) -> bool:
@@ -111,18 +125,36 @@ class SamplingState:
         self.position += 1
         if self.counts is not None:
             self.counts.add(token_id)
+        if self.guide is not None:
+            self.guide.append(token_id)
 
     def extend(self, token_ids: Iterable[int]) -> None:
         """Takes note of several tokens in order."""
         for token_id in token_ids:
             self.append(token_id)
 
+    def finish_reason(self, token_id: int) -> FinishReason:
+        """Whether `token_id`, the token appended last, ends the choice."""
+        reason = self.params.finish_reason(token_id, self.position)
+        if reason is not FinishReason.STOP and self.guide is not None and self.guide.is_over:
+            return FinishReason.STOP
+        return reason
 
-def states_after_prefix(spec: RequestSpec) -> list[SamplingState]:
-    """How to sample the token after `spec.shared_token_ids`, for each choice where it is not forced."""
+    @property
+    def error(self) -> BatonError | None:
+        """Why this choice cannot go on; None while it can."""
+        return None if self.guide is None else self.guide.error
+
+
+def states_after_prefix(spec: RequestSpec, grammar: CompiledGrammar | None = None) -> list[SamplingState]:
+    """How to sample the token after `spec.shared_token_ids`, for each choice where it is not forced.
+
+    Args:
+        grammar: `spec.sampling.grammar`, compiled.
+    """
     states = []
     for choice in spec.sampled_choices:
-        state = SamplingState(spec.sampling, spec.prompt_token_ids, choice=choice)
+        state = SamplingState(spec.sampling, spec.prompt_token_ids, choice=choice, grammar=grammar)
         state.extend(spec.shared_token_ids[len(spec.prompt_token_ids) :])
         states.append(state)
     return states

@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 from baton.errors import BatonError, DuplicateRequestError, InternalError, TransferError, UnavailableError
 from baton.internal.v1 import transfer_pb2
+from baton.logs import RequestName
 from baton.metrics import TransferMetrics
 from engine.kv.layout import NULL_BLOCK
 from kvtransfer.frame import Frame
@@ -179,6 +180,7 @@ class Link:
             except TransportUnavailableError as error:
                 if index + 1 == len(self._routes):
                     raise
+                self._metrics.fallbacks.labels(transport.name).inc()
                 logger.warning("KV to %s cannot go by %s: %s", self._settings.worker, transport.name, error)
                 continue
             self.transport = transport.name
@@ -283,6 +285,7 @@ class Link:
         push.finish()
         if error is None:
             self._metrics.transfer_s.labels(self.transport).observe(push.transfer_s)
+            self._metrics.transfer_bytes.labels(self.transport).observe(push.bytes_sent)
             if push.sending_s:
                 self._metrics.throughput.labels(self.transport).observe(push.bytes_sent / push.sending_s)
         elif not push.aborted:
@@ -290,7 +293,8 @@ class Link:
         try:
             push.on_done(push, error)
         except Exception:
-            logger.exception("on_done of %s failed", push.ref)
+            name = RequestName(push.ref.request_id, push.ref.attempt)
+            logger.exception("on_done of a push failed", extra={"request": name})
 
     def _drain(self, control: Control | None) -> None:
         """Ends what is left when the link has failed: tells every push, and the receiver if it still listens."""

@@ -48,7 +48,14 @@ class PrefillActor:
             post=core.thread.post,
             clock=core.clock,
         )
-        service = PrefillService(loop, core.thread, leases=core.leases, watch=core.watch)
+        service = PrefillService(
+            loop,
+            core.thread,
+            grammars=core.engine.grammars,
+            leases=core.leases,
+            watch=core.watch,
+            tracer=core.tracer,
+        )
         self._core, self._sender, self._loop = core, sender, loop
         core.serve(loop, lambda server: worker_pb2_grpc.add_PrefillWorkerServicer_to_server(service, server))
         return core.info().SerializeToString()

@@ -8,7 +8,6 @@ are freed when no sender thread reads them any more, whichever way it ended.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 
@@ -30,45 +29,23 @@ from baton.requests import AttemptRef, RequestSpec, Token
 from baton.wire import token_to_wire
 from engine.batch import BatchItem
 from engine.engine import Engine
-from engine.kv.cache import SequenceBlocks
-from engine.sampling import sample
-from engine.sampling_state import SamplingState, states_after_prefix
+from engine.grammar import CompiledGrammar
+from engine.kv.prefix_index import PrefixHit
+from engine.prompt_logprobs import num_logits
 from kvtransfer.lease import LeaseTable
-from kvtransfer.push import Push
 from kvtransfer.sender import Sender
 from prefill_worker import scheduler
+from prefill_worker.first_tokens import sample_first_tokens
 from prefill_worker.promises import Promises
+from prefill_worker.request import EventSink, PrefillRequest
 from prefill_worker.scheduler import Chunk, Prompt
 from worker.attempts import Tombstones
 from worker.watch import Load, WatchPublisher
 
 logger = logging.getLogger(__name__)
 
-# Takes an attempt's events in order; a BatonError or PrefillDone is the last.
-EventSink = Callable[[worker_pb2.PrefillEvent | BatonError], None]
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class PrefillRequest:
-    """One attempt at one prompt, from submission until its blocks are free."""
-
-    spec: RequestSpec
-    ticket: transfer_pb2.Ticket
-    emit: EventSink
-    token_ids: tuple[int, ...]
-    block_hashes: list[bytes]
-    prompt: Prompt
-    deadline_s: float | None
-    blocks: SequenceBlocks | None = None
-    push: Push | None = None
-    computed_s: float = 0.0
-    ended: bool = False
-
-    def end(self, outcome: worker_pb2.PrefillEvent | BatonError) -> None:
-        """Tell the router how the attempt ended; only the first outcome counts."""
-        if not self.ended:
-            self.ended = True
-            self.emit(outcome)
+# Logits of one step for scored prompts: at 128,000 tokens of vocabulary 256 positions.
+_MAX_SCORED_BYTES = 128 << 20
 
 
 class PrefillLoop:
@@ -108,8 +85,15 @@ class PrefillLoop:
 
     # Commands
 
-    def submit(self, spec: RequestSpec, ticket: transfer_pb2.Ticket, emit: EventSink) -> None:
-        """Take a prompt; its events go to `emit`, on this thread."""
+    def submit(
+        self,
+        spec: RequestSpec,
+        ticket: transfer_pb2.Ticket,
+        emit: EventSink,
+        *,
+        grammar: CompiledGrammar | None = None,
+    ) -> None:
+        """Take a prompt, with its grammar compiled; its events go to `emit`, on this thread."""
         if self._tombstones.take(spec.ref):
             emit(CancelledRequestError(f"request {spec.ref.request_id} was cancelled"))
             return
@@ -131,12 +115,18 @@ class PrefillLoop:
             emit=emit,
             token_ids=token_ids,
             block_hashes=self._engine.prefix_hashes(spec),
-            prompt=Prompt(spec.ref, spec.priority, now, num_tokens=len(token_ids)),
+            prompt=Prompt(
+                spec.ref,
+                spec.priority,
+                now,
+                num_tokens=len(token_ids),
+                scored=spec.sampling.prompt_logprobs is not None,
+            ),
             deadline_s=None if spec.timeout_s is None else now + spec.timeout_s,
+            grammar=grammar,
         )
         self._requests[spec.ref] = request
         self._leases.grant(spec.ref)
-        self._metrics.prefix_queries.inc(len(token_ids))
 
     def cancel(self, ref: AttemptRef) -> None:
         """End an attempt, or make sure that it never starts. Idempotent."""
@@ -181,7 +171,10 @@ class PrefillLoop:
         )
         self._admit(ordered)
         chunks = scheduler.plan_chunks(
-            ordered, max_tokens=self._config.max_batch_tokens, max_requests=self._config.max_batch_requests
+            ordered,
+            max_tokens=self._config.max_batch_tokens,
+            max_requests=self._config.max_batch_requests,
+            max_scored_tokens=max(1, _MAX_SCORED_BYTES // (4 * self._engine.model.vocab_size)),
         )
         if chunks:
             self._current = [self._requests[chunk.prompt.ref] for chunk in chunks]
@@ -196,6 +189,7 @@ class PrefillLoop:
 
     def fail(self, error: Exception) -> None:
         """A step raised: its prompts end, everything else goes on."""
+        self._metrics.step_failures.inc()
         for request in self._current:
             self._drop(request, InternalError(f"prefill failed: {type(error).__name__}: {error}"))
         self._current = []
@@ -224,19 +218,17 @@ class PrefillLoop:
 
     def _blocks_needed(self, prompt: Prompt) -> int | None:
         request = self._requests[prompt.ref]
-        hit = self._cache.match(request.block_hashes, prompt.num_tokens - 1)
-        if self._promises.is_next_promised(request.block_hashes, hit.num_tokens):
+        hit = self._match(request)
+        if self._waits_for_another(request, hit):
             return None
         return self._cache.blocks_needed(prompt.num_tokens, hit, chunk_tokens=self._config.max_batch_tokens)
 
     def _begin(self, request: PrefillRequest) -> bool:
         """Take the request's blocks and open its push; False where an earlier admission evicted what it counted on."""
         prompt = request.prompt
-        hit = self._cache.match(request.block_hashes, prompt.num_tokens - 1)
+        hit = self._match(request)
         needed = self._cache.blocks_needed(prompt.num_tokens, hit, chunk_tokens=self._config.max_batch_tokens)
-        if needed > self._cache.num_free - self._num_owed() or self._promises.is_next_promised(
-            request.block_hashes, hit.num_tokens
-        ):
+        if needed > self._cache.num_free - self._num_owed() or self._waits_for_another(request, hit):
             return False
         try:
             request.push = self._sender.open(
@@ -250,10 +242,21 @@ class PrefillLoop:
         prompt.num_computed = hit.num_tokens
         prompt.admitted = True
         self._promises.make(prompt, request.block_hashes)
-        self._metrics.prefix_hits.inc(hit.num_tokens)
+        self._metrics.queue_s.observe(self._clock() - prompt.arrived_s)
+        if request.spec.ref.attempt == 1 and not prompt.scored:
+            # Another attempt would find what an earlier one computed; a scored prompt asks for nothing.
+            self._metrics.prefix_queries.inc(prompt.num_tokens)
+            self._metrics.prefix_hits.inc(hit.num_tokens)
         request.emit(worker_pb2.PrefillEvent(started=worker_pb2.PrefillStarted(cached_tokens=hit.num_tokens)))
         self._send_pages(request, 0, hit.num_tokens // self._layout.block_size, self._locations)
         return True
+
+    def _match(self, request: PrefillRequest) -> PrefixHit:
+        """What need not be computed: a scored prompt is computed whole."""
+        return self._cache.match(request.block_hashes, 0 if request.prompt.scored else request.prompt.num_tokens - 1)
+
+    def _waits_for_another(self, request: PrefillRequest, hit: PrefixHit) -> bool:
+        return not request.prompt.scored and self._promises.is_next_promised(request.block_hashes, hit.num_tokens)
 
     def _num_owed(self) -> int:
         """Blocks that admitted prompts were promised and have not taken yet."""
@@ -280,21 +283,34 @@ class PrefillLoop:
                     token_ids=request.token_ids[start:end],
                     start=start,
                     tables=request.blocks.rows(),
-                    num_logits=int(end == chunk.prompt.num_tokens),
+                    num_logits=num_logits(request.spec, start, end),
                 )
             )
         logits = self._engine.runner.execute(items, on_layer=lambda layer: self._layer_done(layer, chunks))
         finishing: list[PrefillRequest] = []
-        for chunk, request in zip(chunks, self._current, strict=True):
+        last_rows: list[int] = []
+        num_rows = 0
+        for chunk, request, item in zip(chunks, self._current, items, strict=True):
             assert request.blocks is not None
+            num_rows += item.num_logits
+            if chunk.prompt.scored:
+                request.score(item.start, logits[num_rows - item.num_logits : num_rows])
             self._promises.settle(chunk.prompt, request.block_hashes, chunk.num_tokens)
             chunk.prompt.num_computed += chunk.num_tokens
             self._cache.register(request.blocks, request.block_hashes, chunk.prompt.num_computed)
             self._cache.free_out_of_window(request.blocks, chunk.prompt.num_computed)
             if not chunk.prompt.num_remaining:
                 finishing.append(request)
+                last_rows.append(num_rows - 1)
         if finishing:
-            self._finish(finishing, logits)
+            self._finish(finishing, logits[last_rows])
+
+    def _finish(self, finishing: Sequence[PrefillRequest], logits: torch.Tensor) -> None:
+        for request, first in zip(finishing, sample_first_tokens(finishing, logits), strict=True):
+            if isinstance(first, BatonError):
+                self._drop(request, first)
+            else:
+                self._first_tokens(request, first)
 
     def _layer_done(self, layer: int, chunks: Sequence[Chunk]) -> None:
         """A layer's KV of this step is final: push its whole blocks, and the partial last block of a prompt that ends
@@ -313,34 +329,8 @@ class PrefillLoop:
             for group, slot in locations:
                 request.push.send(group, slot, first, rows[group][first:last].tolist())
 
-    def _finish(self, finishing: Sequence[PrefillRequest], logits: torch.Tensor) -> None:
-        """Sample the first tokens of every choice, tell the router, and commit the push."""
-        states: list[SamplingState] = []
-        rows: list[int] = []
-        for row, request in enumerate(finishing):
-            of_request = states_after_prefix(request.spec)
-            states += of_request
-            rows += [row] * len(of_request)
-        result = sample(logits[rows], states)
-        sampled = iter(zip(result.token_ids, result.logprobs, strict=True))
-        for request in finishing:
-            spec = request.spec
-            tokens = []
-            for choice in spec.sampled_choices:
-                token_id, logprobs = next(sampled)
-                tokens.append(
-                    Token(
-                        ref=spec.ref,
-                        choice=choice,
-                        position=spec.first_position,
-                        token_id=token_id,
-                        logprobs=logprobs,
-                        finish_reason=spec.sampling.finish_reason(token_id, spec.first_position + 1),
-                    )
-                )
-            self._first_tokens(request, tokens)
-
     def _first_tokens(self, request: PrefillRequest, tokens: Sequence[Token]) -> None:
+        """Tell the router, and commit the push."""
         request.computed_s = self._clock()
         request.emit(
             worker_pb2.PrefillEvent(
@@ -378,6 +368,7 @@ class PrefillLoop:
                         transfer_s=self._clock() - request.computed_s,
                         bytes=request.push.bytes_sent,
                         transport=request.push.transport,
+                        sending_s=request.push.sending_s,
                     )
                 )
             )
@@ -402,9 +393,11 @@ class PrefillLoop:
     def _publish(self) -> None:
         prompts = [request.prompt for request in self._requests.values() if not request.ended]
         running = sum(prompt.admitted for prompt in prompts)
+        queued_tokens = sum(prompt.num_remaining for prompt in prompts)
         stored, removed = self._cache.pool.take_events()
         self._metrics.running.set(running)
-        self._metrics.waiting.set(len(prompts) - running)
+        self._metrics.waiting.labels("queue").set(len(prompts) - running)
+        self._metrics.queued_tokens.set(queued_tokens)
         self._metrics.kv_usage.set(self._cache.usage)
         self._watch.update(
             Load(
@@ -412,7 +405,7 @@ class PrefillLoop:
                 waiting=len(prompts) - running,
                 free_blocks=self._cache.num_free,
                 total_blocks=self._cache.pool.num_usable,
-                queued_tokens=sum(prompt.num_remaining for prompt in prompts),
+                queued_tokens=queued_tokens,
                 token_credit=self._config.token_credit,
                 draining=self._draining,
             ),

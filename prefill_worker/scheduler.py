@@ -23,6 +23,7 @@ class Prompt:
         num_computed: leading tokens whose KV is in the pool.
         arrived_s: arrival on the loop's clock.
         admitted: whether it holds its blocks.
+        scored: every token of it needs logits, which take far more memory than the rest of a step.
     """
 
     ref: AttemptRef
@@ -31,6 +32,7 @@ class Prompt:
     num_tokens: int
     num_computed: int = 0
     admitted: bool = False
+    scored: bool = False
 
     @property
     def num_remaining(self) -> int:
@@ -85,15 +87,21 @@ def admit(
     return admitted
 
 
-def plan_chunks(ordered: Iterable[Prompt], *, max_tokens: int, max_requests: int) -> list[Chunk]:
+def plan_chunks(
+    ordered: Iterable[Prompt], *, max_tokens: int, max_requests: int, max_scored_tokens: int
+) -> list[Chunk]:
     """The chunks of one step: at most `max_tokens` tokens of at most `max_requests` admitted prompts, most urgent
-    first."""
+    first; of scored prompts at most `max_scored_tokens`."""
     chunks: list[Chunk] = []
     for prompt in ordered:
         if max_tokens == 0 or len(chunks) == max_requests:
             break
         if prompt.admitted and prompt.num_remaining:
             num_tokens = min(prompt.num_remaining, max_tokens)
+            if prompt.scored:
+                num_tokens = min(num_tokens, max_scored_tokens)
+                max_scored_tokens -= num_tokens
             max_tokens -= num_tokens
-            chunks.append(Chunk(prompt, num_tokens))
+            if num_tokens:
+                chunks.append(Chunk(prompt, num_tokens))
     return chunks

@@ -75,9 +75,15 @@ class AttachStream:
         if self._attempts.get(attempt.ref.request_id) is attempt:
             del self._attempts[attempt.ref.request_id]
 
-    def acknowledge(self, attempt: Attempt, choice: int, position: int) -> None:
-        """The client has consumed all tokens of a choice before `position`; told to the worker within 10 ms."""
+    def acknowledge(self, attempt: Attempt, choice: int, position: int, *, ended: bool = False) -> None:
+        """The client has consumed all tokens of a choice before `position`; told to the worker within 10 ms.
+
+        Args:
+            ended: nothing more of the choice is wanted.
+        """
         attempt.cursors[choice] = position
+        if ended:
+            attempt.ended_choices.add(choice)
         self._acks[attempt, choice] = position
         if self._ack_timer is None:
             self._ack_timer = asyncio.get_running_loop().call_later(_ACK_INTERVAL_S, self._flush_acks)
@@ -139,7 +145,7 @@ class AttachStream:
 
     def _hello(self) -> worker_pb2.AttachHello:
         cursors = [
-            worker_pb2.Cursor(ref=attempt.ref, choice=choice, position=position)
+            _cursor(attempt, choice, position)
             for attempt in self._attempts.values()
             for choice, position in enumerate(attempt.cursors)
         ]
@@ -147,6 +153,10 @@ class AttachStream:
 
     def _dispatch(self, output: worker_pb2.StepOutput) -> None:
         """One engine step: a look-up and an append for each token."""
+        for scores in output.prompt_logprobs:
+            attempt = self._attempts.get(scores.ref.request_id)
+            if attempt is not None and attempt.number == scores.ref.attempt:
+                attempt.scored(scores)
         for token in output.tokens:
             attempt = self._attempts.get(token.ref.request_id)
             if attempt is not None and attempt.number == token.ref.attempt:
@@ -162,10 +172,7 @@ class AttachStream:
             self._dirty.clear()
             acks, self._acks = self._acks, {}
             cancels, self._cancels = self._cancels, []
-            cursors = [
-                worker_pb2.Cursor(ref=attempt.ref, choice=choice, position=position)
-                for (attempt, choice), position in acks.items()
-            ]
+            cursors = [_cursor(attempt, choice, position) for (attempt, choice), position in acks.items()]
             await call.write(worker_pb2.AttachRequest(acks=cursors, cancels=cancels))
 
     def _flush_acks(self) -> None:
@@ -191,3 +198,7 @@ class AttachStream:
             self._reattach_s, self.fail_all, f"{self._key.name} cannot be reached"
         )
         self._on_change()
+
+
+def _cursor(attempt: Attempt, choice: int, position: int) -> worker_pb2.Cursor:
+    return worker_pb2.Cursor(ref=attempt.ref, choice=choice, position=position, ended=choice in attempt.ended_choices)

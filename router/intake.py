@@ -9,24 +9,33 @@ from baton.errors import UnavailableError
 from baton.hashing import extend_chain, model_identity, root_hash
 from baton.internal.v1 import transfer_pb2
 from baton.v1 import inference_pb2
+from router.grammar import GrammarCheck
 from router.job import Prompt
 from router.membership import Membership
 from router.model_card import ModelCard
 from router.tokenization import Tokenizer
-from router.validation import Limits, check_envelope, check_prompt, resolve_sampling
+from router.validation import Limits, check_envelope, check_prompt, check_prompt_length, resolve_sampling
 
-# Hashing a prompt up to this long takes less than a thread hop is worth.
+# Hashing or decoding a prompt up to this long takes less than a thread hop is worth.
 _MAX_INLINE_TOKENS = 4096
 
 
 class Intake:
     """The door of the pipeline."""
 
-    def __init__(self, card: ModelCard, tokenizer: Tokenizer, membership: Membership, config: RouterConfig) -> None:
+    def __init__(
+        self,
+        card: ModelCard,
+        tokenizer: Tokenizer,
+        membership: Membership,
+        config: RouterConfig,
+        grammars: GrammarCheck,
+    ) -> None:
         self._card = card
         self._tokenizer = tokenizer
         self._membership = membership
         self._config = config
+        self._grammars = grammars
 
     async def accept(self, request: inference_pb2.GenerateRequest) -> Prompt:
         """The request as the pipeline needs it; raises the `baton.errors` that tell a client what is wrong.
@@ -41,6 +50,9 @@ class Intake:
         sampling = resolve_sampling(
             request.sampling, num_prompt_tokens=len(token_ids), card=self._card, limits=limits, config=self._config
         )
+        if sampling.grammar is not None:
+            await self._grammars.check(sampling.grammar)
+        skips_special = not request.sampling.HasField("skip_special_tokens") or request.sampling.skip_special_tokens
         salt_root = root_hash(model_identity(layout), request.cache_salt)
         return Prompt(
             token_ids=token_ids,
@@ -50,7 +62,11 @@ class Intake:
             salt_root=salt_root,
             block_size=layout.block_size,
             priority=request.priority,
-            echo=self._echo(request, token_ids) if request.sampling.echo else None,
+            include_stop=request.sampling.include_stop,
+            skip_special_tokens=skips_special,
+            echo=await self._echo(request, token_ids, skips_special)
+            if request.sampling.echo or sampling.prompt_logprobs is not None
+            else None,
         )
 
     def limits(self) -> Limits:
@@ -73,6 +89,7 @@ class Intake:
 
     async def _token_ids(self, request: inference_pb2.GenerateRequest) -> tuple[int, ...]:
         if request.WhichOneof("prompt") == "token_ids":
+            check_prompt_length(len(request.token_ids.ids), self.limits())
             return tuple(request.token_ids.ids)
         return tuple(await self._tokenizer.encode(request.text))
 
@@ -81,6 +98,15 @@ class Intake:
             return tuple(extend_chain(root, token_ids, block_size))
         return tuple(await self._tokenizer.run(extend_chain, root, token_ids, block_size))
 
-    def _echo(self, request: inference_pb2.GenerateRequest, token_ids: tuple[int, ...]) -> inference_pb2.PromptEcho:
-        text = request.text if request.WhichOneof("prompt") == "text" else self._tokenizer.decode(token_ids)
+    async def _echo(
+        self, request: inference_pb2.GenerateRequest, token_ids: tuple[int, ...], skips_special: bool
+    ) -> inference_pb2.PromptEcho:
+        """The prompt as it was sent, or as its ids read."""
+        decode = self._tokenizer.decode
+        if request.WhichOneof("prompt") == "text":
+            text = request.text
+        elif len(token_ids) <= _MAX_INLINE_TOKENS:
+            text = decode(token_ids, skip_special_tokens=skips_special)
+        else:
+            text = await self._tokenizer.run(decode, token_ids, skip_special_tokens=skips_special)
         return inference_pb2.PromptEcho(text=text, token_ids=token_ids)

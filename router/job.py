@@ -7,12 +7,15 @@ import uuid
 from collections.abc import Sequence
 
 from baton.hashing import extend_chain
+from baton.logs import RequestName
 from baton.requests import AttemptRef, Delivered, RequestSpec, SamplingParams
+from baton.tracing import trace_id
 from baton.v1 import inference_pb2
 from router.admission import Entry
 from router.emission import Emission
 from router.placement import Demand
 from router.request_state import Attempt
+from router.snapshot import WorkerKey
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +24,9 @@ class Prompt:
 
     Attributes:
         block_hashes: chained hash of each full block; `salt_root` is the parent of the first.
+        sampling: as the client asked; `max_tokens` may be 0.
+        include_stop: send the text of what ended a choice too.
+        skip_special_tokens: leave special tokens out of the text.
         echo: the prompt as it is sent back; None if not asked for.
     """
 
@@ -31,19 +37,40 @@ class Prompt:
     salt_root: bytes
     block_size: int
     priority: int
+    include_stop: bool = False
+    skip_special_tokens: bool = True
     echo: inference_pb2.PromptEcho | None = None
+
+    @property
+    def generates(self) -> bool:
+        """Whether the client wants any token."""
+        return self.sampling.max_tokens > 0
+
+    @property
+    def needs_workers(self) -> bool:
+        return self.generates or self.sampling.prompt_logprobs is not None
+
+    @property
+    def worker_sampling(self) -> SamplingParams:
+        """What workers are asked for: where the client wants no token, a single one that it is not sent."""
+        if self.generates:
+            return self.sampling
+        return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=self.sampling.prompt_logprobs)
 
     def demand(self, delivered: Sequence[Delivered] = ()) -> Demand:
         """What an attempt needs of workers, where the client has this much of each choice."""
-        if self.sampling.n > 1:
+        sampling = self.worker_sampling
+        # A prompt that is scored is computed whole, whatever is cached.
+        is_scored = sampling.prompt_logprobs is not None and not delivered
+        if sampling.n > 1:
             own_tokens = [0 if choice.finished else len(choice.token_ids) for choice in delivered]
             return Demand(
                 num_tokens=len(self.token_ids),
-                own_tokens=own_tokens or [0] * self.sampling.n,
-                block_hashes=self.block_hashes,
+                own_tokens=own_tokens or [0] * sampling.n,
+                block_hashes=() if is_scored else self.block_hashes,
             )
         shared = self.token_ids + delivered[0].token_ids if delivered else self.token_ids
-        return Demand(num_tokens=len(shared), block_hashes=self._hashes_of(shared))
+        return Demand(num_tokens=len(shared), block_hashes=() if is_scored else self._hashes_of(shared))
 
     def _hashes_of(self, token_ids: tuple[int, ...]) -> tuple[bytes, ...]:
         """The block hashes, extended over the tokens that follow the prompt: a worker may still have these cached."""
@@ -59,10 +86,13 @@ class Job:
     Attributes:
         request_id: the client's name for it, which it may use again; workers do not see it.
         internal_id: workers' name for it, unlike that of any other request of any router.
-        arrived_at, deadline, last_token_at: in monotonic seconds; the last for each choice.
+        arrived_at, deadline, first_token_at, last_token_at: in monotonic seconds; the last two for each choice.
+        decode_worker: where the last attempt was placed.
+        is_over: the last message is made; whether the client takes it changes nothing any more.
         attempt_number: from 1; rises with each attempt that may have changed something at a worker.
         attempt: None while the request is queued.
         cached_tokens: prompt tokens that no worker has computed in any attempt.
+        trace_context: gRPC metadata by which workers' spans join the request's trace; empty where nothing is traced.
     """
 
     request_id: str
@@ -76,12 +106,16 @@ class Job:
     num_retries: int = 0
     attempt: Attempt | None = None
     cached_tokens: int | None = None
+    first_token_at: dict[int, float] = dataclasses.field(default_factory=dict)
     last_token_at: dict[int, float] = dataclasses.field(default_factory=dict)
+    decode_worker: WorkerKey | None = None
+    is_over: bool = False
+    trace_context: tuple[tuple[str, str], ...] = ()
 
     @property
-    def name(self) -> str:
+    def name(self) -> RequestName:
         """For logs: the client's name for it, and the workers'."""
-        return f"{self.request_id} ({self.internal_id}/{self.attempt_number})"
+        return RequestName(self.internal_id, self.attempt_number, self.request_id, trace_id(self.trace_context))
 
     @property
     def ref(self) -> AttemptRef:
@@ -94,12 +128,17 @@ class Job:
 
     def spec(self, *, router_id: str, max_unacked_tokens: int, now: float) -> RequestSpec:
         """What workers are told of the attempt that begins now."""
+        delivered = self._delivered()
+        sampling = self.prompt.worker_sampling
+        if delivered and sampling.prompt_logprobs is not None:
+            # They went out with the first tokens.
+            sampling = dataclasses.replace(sampling, prompt_logprobs=None)
         return RequestSpec(
             ref=self.ref,
             router_id=router_id,
             prompt_token_ids=self.prompt.token_ids,
-            sampling=self.prompt.sampling,
-            delivered=self._delivered(),
+            sampling=sampling,
+            delivered=delivered,
             block_hashes=self.prompt.block_hashes,
             salt_root=self.prompt.salt_root,
             priority=self.prompt.priority,

@@ -18,9 +18,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Protocol
 
+from baton import logs
 from baton.errors import (
     BatonError,
     CancelledRequestError,
@@ -30,10 +33,10 @@ from baton.errors import (
     UnavailableError,
 )
 from baton.internal.v1 import transfer_pb2, worker_pb2
+from baton.tracing import Metadata
 from baton.v1 import inference_pb2
 from baton.wire import ref_to_wire, spec_to_wire
 from router.admission import AdmissionQueue
-from router.detokenization import Decode
 from router.emission import Emission
 from router.intake import Intake
 from router.job import Job
@@ -41,6 +44,13 @@ from router.membership import Membership
 from router.observation import Observer
 from router.recovery import Action, Failure, FailureKind, counts_as_retry, decide, exhausted
 from router.request_state import Attempt
+from router.validation import check_request_id
+
+
+class TokenDecoder(Protocol):
+    """Token ids to text."""
+
+    def __call__(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +64,7 @@ class Pipeline:
     """Serves requests; shared by all APIs. Belongs to the router's event loop.
 
     Args:
-        decode: token ids to text, special tokens left out.
+        decode: token ids to text.
         clock: monotonic seconds, as the event loop counts them but not rounded to its ticks.
     """
 
@@ -65,7 +75,7 @@ class Pipeline:
         queue: AdmissionQueue,
         membership: Membership,
         observer: Observer,
-        decode: Decode,
+        decode: TokenDecoder,
         options: PipelineOptions,
         clock: Callable[[], float],
     ) -> None:
@@ -106,6 +116,7 @@ class Pipeline:
         """
         deadline = None if timeout_s is None else self._clock() + timeout_s
         request_id = self._register(request.request_id)
+        logs.about(request_id)
         job: Job | None = None
         try:
             async with asyncio.timeout_at(deadline):
@@ -115,7 +126,8 @@ class Pipeline:
                     yield response
         except BaseException as error:
             cause = _as_baton_error(error)
-            self._observer.failed(job, cause, self._clock())
+            if job is None or not job.is_over:
+                self._observer.failed(job, cause, self._clock())
             if isinstance(error, TimeoutError):
                 raise cause from None
             raise
@@ -123,14 +135,15 @@ class Pipeline:
             self._unregister(request_id)
 
     def _register(self, wanted_id: str) -> str:
-        error: BatonError | None = None
-        if self._draining:
-            error = UnavailableError("the router is draining")
-        elif wanted_id in self._running:
-            error = DuplicateRequestError(f"request_id: a request {wanted_id!r} is running")
-        if error is not None:
+        try:
+            if self._draining:
+                raise UnavailableError("the router is draining")
+            check_request_id(wanted_id)
+            if wanted_id in self._running:
+                raise DuplicateRequestError(f"request_id: a request {wanted_id!r} is running")
+        except BatonError as error:
             self._observer.failed(None, error, self._clock())
-            raise error
+            raise
         request_id = wanted_id or uuid.uuid4().hex
         self._running.add(request_id)
         self._idle.clear()
@@ -148,16 +161,26 @@ class Pipeline:
         job = Job(
             request_id=request_id,
             prompt=prompt,
-            emission=Emission(prompt.sampling, prompt.stops, self._decode, prompt.token_ids),
+            emission=Emission(
+                prompt.sampling,
+                prompt.stops,
+                functools.partial(self._decode, skip_special_tokens=prompt.skip_special_tokens),
+                prompt.token_ids,
+                include_stop=prompt.include_stop,
+            ),
             entry=self._queue.enter(prompt.demand(), prompt.priority),
             arrived_at=arrived_at,
             deadline=deadline,
         )
         self._observer.accepted(job)
+        logs.about(job.name)
         return job
 
     async def _responses(self, job: Job) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
-        """Steps 2 to 8."""
+        """Steps 2 to 8; none of 2 to 6 for a prompt that is only sent back."""
+        if not job.prompt.needs_workers:
+            yield self._respond_alone(job)
+            return
         try:
             while not job.emission.finished:
                 async with asyncio.timeout_at(job.deadline):
@@ -184,6 +207,7 @@ class Pipeline:
         attempt = Attempt(ref_to_wire(job.ref), charge, [len(choice.token_ids) for choice in job.emission.choices])
         attempt.progress.queue_s = granted_at - job.entry.waiting_since
         job.attempt = attempt
+        self._observer.admitted(job)
         spec = spec_to_wire(
             job.spec(
                 router_id=self._options.router_id,
@@ -192,16 +216,18 @@ class Pipeline:
             )
         )
         try:
-            ticket = await self._reserve(attempt, spec)
+            ticket = await self._reserve(attempt, spec, job.trace_context)
             attempt.progress.reserve_s = self._clock() - granted_at
+            attempt.progress.decode_cached_tokens = ticket.cached_tokens
             if attempt.failure is None:
                 self._observer.placed(job, attempt.placement)
-                self._start_prefill(attempt, worker_pb2.PrefillRequest(spec=spec, ticket=ticket))
+                request = worker_pb2.PrefillRequest(spec=spec, ticket=ticket)
+                self._start_prefill(attempt, request, job.trace_context)
         except BatonError as error:
             attempt.fail(Failure(FailureKind.RESERVE_FAILED, error, attempt.placement.decode))
         return attempt
 
-    async def _reserve(self, attempt: Attempt, spec: worker_pb2.RequestSpec) -> transfer_pb2.Ticket:
+    async def _reserve(self, attempt: Attempt, spec: worker_pb2.RequestSpec, metadata: Metadata) -> transfer_pb2.Ticket:
         """Step 4. A refusal is noted as the attempt's failure."""
         key = attempt.placement.decode
         link = self._membership.decode_link(key)
@@ -209,7 +235,7 @@ class Pipeline:
             raise UnavailableError(f"{key.name} is gone")
         link.attach.add(attempt)
         request = worker_pb2.ReserveRequest(spec=spec, local_prefill=attempt.placement.prefill is None)
-        response = await link.reserve(request)
+        response = await link.reserve(request, metadata)
         if response.WhichOneof("outcome") == "refusal":
             attempt.fail(Failure(FailureKind.REFUSED, UnavailableError(response.refusal.reason), key))
         else:
@@ -218,7 +244,7 @@ class Pipeline:
             self._observer.reserved()
         return response.ticket
 
-    def _start_prefill(self, attempt: Attempt, request: worker_pb2.PrefillRequest) -> None:
+    def _start_prefill(self, attempt: Attempt, request: worker_pb2.PrefillRequest, metadata: Metadata) -> None:
         """Step 5; nothing to do where the decode worker prefills."""
         key = attempt.placement.prefill
         if key is None:
@@ -227,7 +253,7 @@ class Pipeline:
         if link is None:
             attempt.prefill_failed(UnavailableError(f"{key.name} is gone"), key)
         else:
-            link.start(request, attempt)
+            link.start(request, attempt, metadata)
 
     def _respond(
         self, job: Job, attempt: Attempt, tokens: Sequence[worker_pb2.TokenOut]
@@ -238,25 +264,46 @@ class Pipeline:
         if attempt.charge.prefill_tokens:
             self._queue.prefilled(attempt.charge)
         job.note_cached(attempt.progress.cached_tokens)
-        response = inference_pb2.GenerateResponse(request_id=job.request_id, choices=job.emission.take(tokens))
-        self._observer.sent(job, response.choices, now)
+        response = inference_pb2.GenerateResponse(request_id=job.request_id)
+        if job.prompt.generates:
+            response.choices.extend(job.emission.take(tokens))
+            self._observer.sent(job, response.choices, now)
+        else:
+            response.choices.extend(job.emission.end())
         if is_first and job.prompt.echo is not None:
             response.prompt.CopyFrom(job.prompt.echo)
+            response.prompt.logprobs.extend(attempt.prompt_logprobs)
         if job.emission.finished:
             response.usage.CopyFrom(job.usage())
             response.timings.CopyFrom(job.timings(attempt, now))
-            self._observer.finished(job, response.timings, now)
+            self._finish(job, response, now)
         return response
 
+    def _respond_alone(self, job: Job) -> inference_pb2.GenerateResponse:
+        """The only message of a request that no worker sees: it asks for no token, and for its prompt back."""
+        response = inference_pb2.GenerateResponse(
+            request_id=job.request_id,
+            choices=job.emission.end(),
+            prompt=job.prompt.echo,
+            usage=job.usage(),
+            timings=inference_pb2.StageTimings(),
+        )
+        self._finish(job, response, self._clock())
+        return response
+
+    def _finish(self, job: Job, response: inference_pb2.GenerateResponse, now: float) -> None:
+        """The last message is made."""
+        job.is_over = True
+        self._observer.finished(job, response.timings, now)
+
     def _acknowledge(self, job: Job, attempt: Attempt, response: inference_pb2.GenerateResponse) -> None:
-        """The client has taken a response; a choice that the router ended is left to pause at its worker."""
+        """The client has taken a response; of a choice that the router ended its worker is to make no more."""
         link = self._membership.decode_link(attempt.placement.decode)
-        if link is None:
+        if link is None or not job.prompt.generates:
             return
-        for delta in response.choices:
-            choice = job.emission.choices[delta.index]
-            if not choice.ended_by_string:
-                link.attach.acknowledge(attempt, delta.index, len(choice.token_ids))
+        for index in {delta.index for delta in response.choices}:
+            choice = job.emission.choices[index]
+            link.attach.acknowledge(attempt, index, len(choice.token_ids), ended=choice.ended_by_router)
 
     def _recover(self, job: Job, attempt: Attempt, failure: Failure) -> None:
         """Prepares the next attempt, or raises what the client is told."""
@@ -295,7 +342,7 @@ def _is_over_at_workers(job: Job, attempt: Attempt) -> bool:
     """Whether the workers have ended the attempt by themselves, or never began it."""
     if attempt.failure is not None:
         return attempt.failure.kind is FailureKind.REFUSED
-    ended_by_worker = job.emission.finished and not any(choice.ended_by_string for choice in job.emission.choices)
+    ended_by_worker = job.emission.finished and not any(choice.ended_by_router for choice in job.emission.choices)
     return attempt.committed and ended_by_worker
 
 

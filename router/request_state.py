@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from baton.errors import BatonError, UnavailableError, from_status
 from baton.internal.v1 import transfer_pb2, worker_pb2
+from baton.v1 import inference_pb2
 from router.ledger import Charge
 from router.recovery import Failure, FailureKind
 from router.snapshot import WorkerKey
@@ -55,10 +56,16 @@ class TokenMerge:
 
 @dataclasses.dataclass(slots=True)
 class Progress:
-    """How an attempt went, beside its tokens; durations in seconds, moments in monotonic seconds."""
+    """How an attempt went, beside its tokens; durations in seconds, moments in monotonic seconds.
+
+    Attributes:
+        decode_cached_tokens: what the decode worker had in its cache when it reserved.
+        sent_bytes, sending_s, transport: what the prefill worker sent, in which time and how; known from `sent_at` on.
+    """
 
     queue_s: float = 0.0
     reserve_s: float = 0.0
+    decode_cached_tokens: int = 0
     cached_tokens: int | None = None
     prefill_s: float = 0.0
     transfer_s: float | None = None
@@ -66,6 +73,10 @@ class Progress:
     decode_s: float | None = None
     first_tokens_at: float | None = None
     decoding_at: float | None = None
+    sent_bytes: int = 0
+    sending_s: float = 0.0
+    transport: str = ""
+    sent_at: float | None = None
 
     def exposed_transfer_s(self) -> float:
         """From the end of prefill to the commit: what the prefill worker measured, else as seen from here.
@@ -93,6 +104,8 @@ class Attempt:
         committed: the decode worker holds the KV and decodes.
         reserved: the decode worker has granted the reservation, so its lease needs renewing.
         ended_on_worker: the decode worker has said that it is through.
+        ended_choices: choices that the router has ended, as the decode worker is told.
+        prompt_logprobs: of the prompt's tokens from the second on, where asked for; whole before the first token comes.
     """
 
     def __init__(self, ref: transfer_pb2.AttemptRef, charge: Charge, next_positions: Sequence[int]) -> None:
@@ -106,6 +119,8 @@ class Attempt:
         self.committed = False
         self.reserved = False
         self.ended_on_worker = False
+        self.ended_choices: set[int] = set()
+        self.prompt_logprobs: list[inference_pb2.PositionLogprobs] = []
         self.failure: Failure | None = None
         self._changed = asyncio.Event()
 
@@ -122,6 +137,11 @@ class Attempt:
             self._commit()
         self.merge.offer(token)
         self._changed.set()
+
+    def scored(self, message: worker_pb2.PromptLogprobs) -> None:
+        """Either worker has sent the logprobs of more of the prompt; what came before is sent again on a reattach."""
+        if message.start == len(self.prompt_logprobs) + 1:
+            self.prompt_logprobs.extend(message.positions)
 
     def updated(self, update: worker_pb2.RequestUpdate) -> None:
         """The decode worker has changed the request's state."""
@@ -149,8 +169,11 @@ class Attempt:
             for token in event.first_tokens.tokens:
                 self.merge.offer(token)
             self._changed.set()
+        elif kind == "prompt_logprobs":
+            self.scored(event.prompt_logprobs)
         elif kind == "done":
             self.progress.transfer_s = event.done.transfer_s
+            self._note_sent(event.done)
             if event.done.committed:
                 self._commit()
 
@@ -170,6 +193,12 @@ class Attempt:
         if self.placement.prefill is None and self.progress.cached_tokens is None:
             self.progress.cached_tokens = update.cached_tokens
             self.progress.prefill_s = update.local_prefill_s
+
+    def _note_sent(self, done: worker_pb2.PrefillDone) -> None:
+        if done.committed:
+            self.progress.sent_bytes, self.progress.sending_s = done.bytes, done.sending_s
+            self.progress.transport = done.transport
+            self.progress.sent_at = time.monotonic()
 
     def _commit(self) -> None:
         self.committed = True

@@ -57,6 +57,12 @@ class PrefixView:
     def __contains__(self, block_hash: bytes) -> bool:
         return block_hash in self._added or (block_hash in self._base and block_hash not in self._removed)
 
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks are cached; takes time in proportion to the difference to the base."""
+        num_added = sum(block_hash not in self._base for block_hash in self._added)
+        return len(self._base) + num_added - sum(block_hash in self._base for block_hash in self._removed)
+
     def num_leading(self, block_hashes: Sequence[bytes]) -> int:
         """How many of a prompt's blocks are cached, counted from the first up to the first that is not."""
         for index, block_hash in enumerate(block_hashes):

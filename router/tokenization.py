@@ -1,6 +1,7 @@
 """Text to token ids and back, by the checkpoint's own tokenizer.json and the `tokenizers` library.
 
-Encoding runs in a small pool of threads (the library releases the GIL), so that a long prompt stops nobody's stream.
+Encoding runs in a small pool of threads, by the one call of the library that lets go of the GIL (that for a batch), so
+that a long prompt stops nobody's stream.
 Decoding a few tokens is cheaper than a thread hop and runs where it is called.
 """
 
@@ -34,6 +35,11 @@ class Tokenizer:
         self._adds_bos = bool(card.adds_bos)
         self._pool = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
 
+    @property
+    def fast(self) -> FastTokenizer:
+        """The library's object, for what only it knows."""
+        return self._tokenizer
+
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids; with special tokens, BOS stands there exactly once where the model wants one."""
         return await self.run(self._encode, text, add_special_tokens)
@@ -50,7 +56,9 @@ class Tokenizer:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        # `encode` would hold the GIL throughout.
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
         bos = self._bos_token_id
         if not add_special_tokens or bos is None:
             return ids

@@ -8,17 +8,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import re
 from collections.abc import Sequence
 
 from baton.config import RouterConfig
 from baton.errors import InvalidRequestError, ModelNotFoundError
-from baton.requests import SamplingParams
+from baton.requests import GrammarKind, SamplingParams
 from baton.v1 import inference_pb2
+from baton.wire import grammar_from_wire
 from router.model_card import ModelCard, SamplingDefaults
 
-_MAX_REQUEST_ID_CHARS = 128
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _MAX_SALT_CHARS = 256
 _MAX_STOP_TOKEN_IDS = 1024
+# On the wire, an upper bound: of one logprob with its token id, and its share of what frames it.
+_LOGPROB_VALUE_BYTES = 24
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +41,9 @@ class Limits:
 
 
 def check_envelope(request: inference_pb2.GenerateRequest, card: ModelCard) -> None:
-    """Checks all that can be checked before the prompt is tokenised, but sampling."""
+    """Checks all that can be checked before the prompt is tokenised, but sampling and the request's id."""
     if request.model and request.model != card.name:
         raise ModelNotFoundError(f"model: {request.model!r} is not served; this is {card.name!r}")
-    _check_length("request_id", request.request_id, _MAX_REQUEST_ID_CHARS)
     _check_length("cache_salt", request.cache_salt, _MAX_SALT_CHARS)
     if request.WhichOneof("prompt") is None:
         raise InvalidRequestError("prompt", "either text or token_ids is required")
@@ -48,16 +51,27 @@ def check_envelope(request: inference_pb2.GenerateRequest, card: ModelCard) -> N
         raise InvalidRequestError("prompt", "the text is empty")
 
 
-def check_prompt(token_ids: Sequence[int], limits: Limits) -> None:
-    """Checks a tokenised prompt."""
-    if not token_ids:
+def check_request_id(request_id: str) -> None:
+    """Checks the client's name for a request, which logs, traces and answers repeat; empty where there is none."""
+    if request_id and not _REQUEST_ID.fullmatch(request_id):
+        raise InvalidRequestError("request_id", "must have 1 to 128 visible ASCII characters")
+
+
+def check_prompt_length(num_tokens: int, limits: Limits) -> None:
+    """Checks how long a prompt is, which can be done before its ids are looked at."""
+    if not num_tokens:
         raise InvalidRequestError("prompt", "must have at least one token")
-    if len(token_ids) > limits.max_model_len - 1:
+    if num_tokens > limits.max_model_len - 1:
         raise InvalidRequestError(
             "prompt",
-            f"has {len(token_ids)} tokens; the model takes at most {limits.max_model_len - 1} "
+            f"has {num_tokens} tokens; the model takes at most {limits.max_model_len - 1} "
             f"(max_model_len {limits.max_model_len}, one of them generated)",
         )
+
+
+def check_prompt(token_ids: Sequence[int], limits: Limits) -> None:
+    """Checks a tokenised prompt."""
+    check_prompt_length(len(token_ids), limits)
     if max(token_ids) >= limits.vocab_size:
         raise InvalidRequestError("token_ids", f"{max(token_ids)} is not below the vocabulary's {limits.vocab_size}")
 
@@ -75,6 +89,8 @@ def resolve_sampling(
     _check_numbers(resolved, config)
     _check_stops(params, config, limits)
     _check_logit_bias(params, config, limits)
+    _check_grammar(params, resolved, config)
+    _check_prompt_logprobs(resolved, config, num_prompt_tokens)
     return dataclasses.replace(
         resolved, max_tokens=_max_tokens(params, resolved, num_prompt_tokens=num_prompt_tokens, limits=limits)
     )
@@ -100,6 +116,8 @@ def _with_defaults(params: inference_pb2.SamplingParams, card: ModelCard) -> Sam
         min_tokens=params.min_tokens,
         logit_bias=dict(params.logit_bias),
         logprobs=params.logprobs if params.HasField("logprobs") else None,
+        prompt_logprobs=params.prompt_logprobs if params.HasField("prompt_logprobs") else None,
+        grammar=grammar_from_wire(params.grammar) if params.HasField("grammar") else None,
     )
 
 
@@ -112,13 +130,9 @@ def _check_numbers(params: SamplingParams, config: RouterConfig) -> None:
         _check(name, value, -2 <= value <= 2, "must be from -2 to 2")
     _check("repetition_penalty", params.repetition_penalty, params.repetition_penalty > 0, "must be finite and above 0")
     _check("n", params.n, 1 <= params.n <= config.max_n, f"must be from 1 to {config.max_n}")
-    if params.logprobs is not None:
-        _check(
-            "logprobs",
-            params.logprobs,
-            params.logprobs <= config.max_logprobs,
-            f"must be at most {config.max_logprobs}",
-        )
+    for name in ("logprobs", "prompt_logprobs"):
+        if (count := getattr(params, name)) is not None:
+            _check(name, count, count <= config.max_logprobs, f"must be at most {config.max_logprobs}")
 
 
 def _check_stops(params: inference_pb2.SamplingParams, config: RouterConfig, limits: Limits) -> None:
@@ -145,6 +159,29 @@ def _check_logit_bias(params: inference_pb2.SamplingParams, config: RouterConfig
         _check("logit_bias", bias, -100 <= bias <= 100, "must be from -100 to 100")
 
 
+def _check_grammar(params: inference_pb2.SamplingParams, resolved: SamplingParams, config: RouterConfig) -> None:
+    """Checks what can be said without reading the grammar."""
+    if params.HasField("grammar") and params.grammar.WhichOneof("kind") is None:
+        kinds = ", ".join(kind.value for kind in GrammarKind)
+        raise _invalid("grammar", f"needs one of {kinds}")
+    if (grammar := resolved.grammar) is not None and grammar.num_bytes > config.max_grammar_bytes:
+        raise _invalid("grammar", f"has {grammar.num_bytes} bytes; at most {config.max_grammar_bytes} are allowed")
+
+
+def _check_prompt_logprobs(resolved: SamplingParams, config: RouterConfig, num_prompt_tokens: int) -> None:
+    """They travel in one message, whose size is bounded."""
+    if resolved.prompt_logprobs is None:
+        return
+    num_values = num_prompt_tokens * (resolved.prompt_logprobs + 1)
+    limit = min(config.max_prompt_logprob_values, config.max_message_bytes // _LOGPROB_VALUE_BYTES)
+    if num_values > limit:
+        raise _invalid(
+            "prompt_logprobs",
+            f"{num_prompt_tokens} prompt tokens x ({resolved.prompt_logprobs} + 1) are {num_values} logprobs; "
+            f"at most {limit} are allowed",
+        )
+
+
 def _max_tokens(
     params: inference_pb2.SamplingParams, resolved: SamplingParams, *, num_prompt_tokens: int, limits: Limits
 ) -> int:
@@ -158,7 +195,10 @@ def _max_tokens(
             f"which holds {limits.max_sequence_tokens}",
         )
     max_tokens = params.max_tokens if params.HasField("max_tokens") else min(rest, roomy)
-    _check("max_tokens", max_tokens, max_tokens >= 1, "must be at least 1")
+    # To score a prompt or to have it sent back nothing need be generated.
+    least = 0 if params.echo or resolved.prompt_logprobs is not None else 1
+    rule = "must be at least 1, or 0 with echo or prompt_logprobs"
+    _check("max_tokens", max_tokens, max_tokens >= least, rule)
     if max_tokens > rest:
         raise _invalid(
             "max_tokens",

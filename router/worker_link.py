@@ -16,6 +16,7 @@ import grpc.aio
 from baton.client.channel import baton_errors, channel_options
 from baton.errors import BatonError, DeadlineError, StaleAttemptError, UnavailableError
 from baton.internal.v1 import transfer_pb2, worker_pb2, worker_pb2_grpc
+from baton.tracing import Metadata
 from router.attach import AttachStream
 from router.leases import LeaseRenewal
 from router.recovery import Failure, FailureKind
@@ -137,9 +138,9 @@ class PrefillLink:
     def view(self) -> WorkerView:
         return _view(self.info, self._watch, connected=self._watch.state is not None)
 
-    def start(self, request: worker_pb2.PrefillRequest, attempt: Attempt) -> None:
+    def start(self, request: worker_pb2.PrefillRequest, attempt: Attempt, metadata: Metadata = ()) -> None:
         """Begins a prefill; the attempt hears of its events, and of its failure."""
-        task = self._tasks.start(self._run_leg(request, attempt))
+        task = self._tasks.start(self._run_leg(request, attempt, metadata))
         self._legs[attempt] = task
         task.add_done_callback(lambda _: self._legs.pop(attempt, None))
 
@@ -153,8 +154,8 @@ class PrefillLink:
         await self._tasks.close()
         await self._channel.close()
 
-    async def _run_leg(self, request: worker_pb2.PrefillRequest, attempt: Attempt) -> None:
-        call = self._stub.Prefill(request)
+    async def _run_leg(self, request: worker_pb2.PrefillRequest, attempt: Attempt, metadata: Metadata) -> None:
+        call = self._stub.Prefill(request, metadata=tuple(metadata))
         done = False
         try:
             with baton_errors():
@@ -225,11 +226,11 @@ class DecodeLink:
     def view(self) -> WorkerView:
         return _view(self.info, self._watch, connected=self._watch.state is not None and self.attach.up)
 
-    async def reserve(self, request: worker_pb2.ReserveRequest) -> worker_pb2.ReserveResponse:
+    async def reserve(self, request: worker_pb2.ReserveRequest, metadata: Metadata = ()) -> worker_pb2.ReserveResponse:
         """Asks for blocks; UnavailableError where the worker does not answer in time or is closed meanwhile."""
         try:
             with baton_errors():
-                return await self._stub.Reserve(request, timeout=self._options.call_timeout_s)
+                return await self._stub.Reserve(request, timeout=self._options.call_timeout_s, metadata=tuple(metadata))
         except DeadlineError as error:
             raise UnavailableError(f"{self.info.name} did not answer a reservation in time") from error
         except asyncio.CancelledError:

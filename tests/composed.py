@@ -19,12 +19,13 @@ from baton.errors import BatonError
 from baton.hashing import extend_chain, root_hash
 from baton.internal.v1 import transfer_pb2, worker_pb2
 from baton.metrics import SchedulerMetrics, TransferMetrics
-from baton.requests import AttemptRef, Delivered, RequestSpec, SamplingParams, Token
+from baton.requests import AttemptRef, Delivered, Logprobs, RequestSpec, SamplingParams, Token
 from baton.wire import ref_from_wire, token_from_wire
 from decode_worker.actor import PostedEvents
 from decode_worker.loop import DecodeLoop
 from decode_worker.outbox import Outbox
 from engine.engine import Engine, load_engine
+from engine.grammar import CompiledGrammar
 from kvtransfer.lease import LeaseTable
 from kvtransfer.pages import PageMemory
 from kvtransfer.receiver import Receiver
@@ -55,16 +56,19 @@ class RecordingOutbox(Outbox):
         super().__init__()
         self.tokens: list[Token] = []
         self.updates: list[worker_pb2.RequestUpdate] = []
+        self.scores: list[worker_pb2.PromptLogprobs] = []
 
     def publish(
         self,
         tokens: Iterable[tuple[AttemptRef, worker_pb2.TokenOut]],
         updates: Iterable[tuple[AttemptRef, worker_pb2.RequestUpdate]],
+        scores: Iterable[tuple[AttemptRef, worker_pb2.PromptLogprobs]] = (),
     ) -> None:
-        tokens, updates = list(tokens), list(updates)
+        tokens, updates, scores = list(tokens), list(updates), list(scores)
         self.tokens += [token_from_wire(token) for _, token in tokens]
         self.updates += [update for _, update in updates]
-        super().publish(tokens, updates)
+        self.scores += [score for _, score in scores]
+        super().publish(tokens, updates, scores)
 
     def states(self, ref: AttemptRef) -> list[str]:
         """The states that an attempt went through, without their common prefix."""
@@ -73,6 +77,11 @@ class RecordingOutbox(Outbox):
             for update in self.updates
             if ref_from_wire(update.ref) == ref
         ]
+
+
+def compiled_grammar(engine: Engine, spec: RequestSpec) -> CompiledGrammar | None:
+    """The grammar of a request, as a worker's service has it compiled."""
+    return None if spec.sampling.grammar is None else engine.grammars.compile(spec.sampling.grammar).result(10)
 
 
 class Pair:
@@ -161,6 +170,8 @@ class Pair:
     def close(self) -> None:
         self.sender.close()
         self.receiver.close()
+        self.prefill_engine.grammars.close()
+        self.decode_engine.grammars.close()
 
     # What a router would do
 
@@ -194,13 +205,15 @@ class Pair:
 
     def reserve(self, spec: RequestSpec, *, local_prefill: bool = False) -> transfer_pb2.Ticket:
         """Reserve, which must not be refused."""
-        response = self.decode.reserve(spec, local_prefill=local_prefill)
+        grammar = compiled_grammar(self.decode_engine, spec)
+        response = self.decode.reserve(spec, local_prefill=local_prefill, grammar=grammar)
         assert response.HasField("ticket"), response
         return response.ticket
 
     def submit(self, spec: RequestSpec, ticket: transfer_pb2.Ticket) -> None:
         self.events[spec.ref] = []
-        self.prefill.submit(spec, ticket, self.events[spec.ref].append)
+        grammar = compiled_grammar(self.prefill_engine, spec)
+        self.prefill.submit(spec, ticket, self.events[spec.ref].append, grammar=grammar)
 
     def start(self, spec: RequestSpec, *, local_prefill: bool = False) -> RequestSpec:
         """Send a request on its way."""
@@ -253,6 +266,22 @@ class Pair:
             if isinstance(event, worker_pb2.PrefillEvent)
             for token in event.first_tokens.tokens
         ]
+
+    def prompt_logprobs(self, spec: RequestSpec) -> list[Logprobs]:
+        """Of the prompt's tokens from the second on, as whichever worker computed them sent them."""
+        messages = [score for score in self.outbox.scores if ref_from_wire(score.ref) == spec.ref]
+        messages += [
+            event.prompt_logprobs
+            for event in self.events.get(spec.ref, [])
+            if isinstance(event, worker_pb2.PrefillEvent) and event.HasField("prompt_logprobs")
+        ]
+        found: list[Logprobs] = []
+        for message in messages:
+            assert message.start == len(found) + 1
+            for at in message.positions:
+                assert at.sampled.token_id == spec.prompt_token_ids[len(found) + 1]
+                found.append(Logprobs(at.sampled.logprob, tuple((top.token_id, top.logprob) for top in at.top)))
+        return found
 
     def error(self, spec: RequestSpec) -> BatonError | None:
         """How prefill failed, if it did."""

@@ -11,9 +11,11 @@ from collections.abc import Callable
 import grpc
 from prometheus_client import CollectorRegistry
 
+import baton
 from baton.config import WorkerConfig, model_name
 from baton.internal.v1 import worker_pb2
-from baton.metrics import SchedulerMetrics, TransferMetrics
+from baton.metrics import ProcessMetrics, SchedulerMetrics, TransferMetrics, describe_cache
+from baton.tracing import open_tracer
 from engine.engine import load_engine
 from kvtransfer.lease import LeaseTable
 from kvtransfer.ticket import layout_fingerprint
@@ -44,8 +46,18 @@ class WorkerCore:
             self.engine.layout, model=model_name(config.model), revision=self.engine.revision
         )
         registry = CollectorRegistry()
+        ProcessMetrics(registry)
         self.metrics = SchedulerMetrics(registry)
         self.transfer_metrics = TransferMetrics(registry)
+        describe_cache(
+            registry,
+            block_size=self.engine.layout.block_size,
+            num_blocks=self.engine.cache.pool.num_usable,
+            dtype=self.fingerprint.dtype,
+            prefix_cache=config.cache.enable_prefix_cache,
+            num_groups=len(self.engine.layout.groups),
+        )
+        self.tracer = open_tracer(config.role, f"{config.name}/{config.epoch}", version=baton.__version__)
         self.thread = EngineThread(f"{config.name}-engine")
         self.leases = LeaseTable(config.transfer.lease_s, self.clock)
         self.tombstones = Tombstones(config.transfer.lease_s, self.clock)
@@ -69,6 +81,9 @@ class WorkerCore:
         """Close the ports, then end the engine thread. Idempotent."""
         self.host.stop()
         self.thread.stop()
+        self.engine.grammars.close()
+        if self.tracer is not None:
+            self.tracer.close()
 
     def info(self) -> worker_pb2.WorkerInfo:
         """What the supervisor publishes of this worker."""

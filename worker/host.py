@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, start_http_server
 
 from baton.errors import BatonError
+from baton.tracing import Metadata
 
 T = TypeVar("T")
 
@@ -90,6 +91,11 @@ class WorkerHost:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def metadata(context: grpc.aio.ServicerContext[Any, Any]) -> Metadata:
+    """What a call carries beside its message, as text."""
+    return [(key, value) for key, value in context.invocation_metadata() or () if isinstance(value, str)]
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BatonError) -> None:

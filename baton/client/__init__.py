@@ -4,6 +4,7 @@ Answers are frozen dataclasses; everything that goes wrong at run time is raised
 """
 
 from baton.client.aio import AsyncClient
+from baton.client.channel import Tls
 from baton.client.request import GenerateOptions
 from baton.client.results import (
     Choice,
@@ -34,6 +35,7 @@ __all__ = [
     "ModelInfo",
     "PromptEcho",
     "StageTimings",
+    "Tls",
     "Usage",
     "WorkerStatus",
 ]

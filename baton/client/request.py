@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
@@ -19,6 +20,9 @@ class GenerateOptions(TypedDict, total=False):
     Names, ranges and defaults are those of `SamplingParams` in proto/baton/v1/inference.proto. Beside them:
     `model` (served model's name), `priority` (lower runs sooner), `cache_salt` (requests share cached prefixes only
     within a salt), `request_id` (unique among running requests) and `timeout_s` (the whole call's deadline).
+
+    At most one of these guides the text: `json_schema` (a schema, or its JSON), `json_object` (any JSON object),
+    `regex`, `choice` (one of these texts) and `grammar` (in llguidance's dialect of Lark).
     """
 
     max_tokens: int | None
@@ -38,6 +42,14 @@ class GenerateOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     logprobs: int | None
     echo: bool | None
+    prompt_logprobs: int | None
+    json_schema: Mapping[str, Any] | str | None
+    json_object: bool | None
+    regex: str | None
+    choice: Sequence[str] | None
+    grammar: str | None
+    include_stop: bool | None
+    skip_special_tokens: bool | None
     model: str | None
     priority: int | None
     cache_salt: str | None
@@ -46,6 +58,14 @@ class GenerateOptions(TypedDict, total=False):
 
 
 _REQUEST_FIELDS = ("model", "priority", "cache_salt", "request_id")
+# Options and the fields of baton.v1.Grammar that they set.
+_GRAMMARS = {
+    "json_schema": "json_schema",
+    "json_object": "json_object",
+    "regex": "regex",
+    "choice": "choice",
+    "grammar": "lark",
+}
 
 
 def build_request(prompt: Prompt, **options: Unpack[GenerateOptions]) -> inference_pb2.GenerateRequest:
@@ -62,6 +82,11 @@ def build_request(prompt: Prompt, **options: Unpack[GenerateOptions]) -> inferen
     if isinstance(stop := given.get("stop"), str):
         given["stop"] = [stop]
     request = inference_pb2.GenerateRequest(sampling=inference_pb2.SamplingParams())
+    guides = {name: given.pop(name) for name in _GRAMMARS if name in given}
+    if len(guides) > 1:
+        raise InvalidRequestError("sampling.grammar", f"at most one can guide the text, got {' and '.join(guides)}")
+    for name, value in guides.items():
+        _set_grammar(request.sampling, name, value)
     for name, value in given.items():
         if name in _REQUEST_FIELDS:
             _merge(request, inference_pb2.GenerateRequest, name, name, value)
@@ -73,6 +98,20 @@ def build_request(prompt: Prompt, **options: Unpack[GenerateOptions]) -> inferen
         request.token_ids.SetInParent()
         _merge(request.token_ids, inference_pb2.TokenIds, "ids", "token_ids", prompt)
     return request
+
+
+def _set_grammar(sampling: inference_pb2.SamplingParams, option: str, value: Any) -> None:
+    kind = _GRAMMARS[option]
+    if option == "json_schema" and isinstance(value, Mapping):
+        try:
+            value = json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise InvalidRequestError("sampling.grammar.json_schema", f"is not JSON: {error}") from error
+    if option == "choice":
+        sampling.grammar.choice.SetInParent()
+        _merge(sampling.grammar.choice, inference_pb2.Alternatives, "texts", "sampling.grammar.choice", value)
+    else:
+        _merge(sampling.grammar, inference_pb2.Grammar, kind, f"sampling.grammar.{kind}", value)
 
 
 def _merge(target: Message, kind: type[Message], name: str, field: str, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Self
 
 from baton.requests import FinishReason, Logprobs
@@ -21,15 +22,26 @@ class Usage:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PromptEcho:
-    """The prompt as the server read it; sent only when `echo` was asked for."""
+    """The prompt as the server read it; sent only when `echo` or `prompt_logprobs` was asked for.
+
+    `logprobs` has, if they were asked for, one entry for each of `token_ids` but the first.
+    """
 
     text: str
     token_ids: tuple[int, ...]
+    logprobs: tuple[Logprobs, ...] = ()
+
+    @classmethod
+    def from_wire(cls, message: inference_pb2.PromptEcho) -> Self:
+        return cls(message.text, tuple(message.token_ids), _logprobs(message.logprobs))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChoiceDelta:
-    """What is new of one choice. `logprobs` has one entry for each of `token_ids` if they were asked for.
+    """One token of one choice; several of a choice in one message come in order.
+
+    `text` may be empty: it then comes with a later token. `logprobs` has one entry for each of `token_ids` if they were
+    asked for. Where nothing was to be generated the only delta of a choice has no token.
 
     `matched_stop` is the stop string or token id that ended the choice.
     """
@@ -48,10 +60,7 @@ class ChoiceDelta:
             index=message.index,
             text=message.text,
             token_ids=tuple(message.token_ids),
-            logprobs=tuple(
-                Logprobs(at.sampled.logprob, tuple((top.token_id, top.logprob) for top in at.top))
-                for at in message.logprobs
-            ),
+            logprobs=_logprobs(message.logprobs),
             finish_reason=FinishReason(message.finish_reason),
             matched_stop=getattr(message, stop) if stop else None,
         )
@@ -77,9 +86,7 @@ class Delta:
         return cls(
             request_id=message.request_id,
             choices=tuple(ChoiceDelta.from_wire(choice) for choice in message.choices),
-            prompt=PromptEcho(message.prompt.text, tuple(message.prompt.token_ids))
-            if message.HasField("prompt")
-            else None,
+            prompt=PromptEcho.from_wire(message.prompt) if message.HasField("prompt") else None,
             usage=Usage(message.usage.prompt_tokens, message.usage.cached_tokens, message.usage.completion_tokens)
             if message.HasField("usage")
             else None,
@@ -188,6 +195,10 @@ class ClusterStatus:
             running=message.running,
             workers=tuple(WorkerStatus.from_wire(worker) for worker in message.workers),
         )
+
+
+def _logprobs(positions: Iterable[inference_pb2.PositionLogprobs]) -> tuple[Logprobs, ...]:
+    return tuple(Logprobs(at.sampled.logprob, tuple((top.token_id, top.logprob) for top in at.top)) for at in positions)
 
 
 def timings_from_wire(message: inference_pb2.StageTimings) -> StageTimings:

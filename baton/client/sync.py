@@ -9,7 +9,7 @@ from typing import Self, Unpack
 
 import grpc
 
-from baton.client.channel import MAX_MESSAGE_BYTES, baton_errors, channel_options
+from baton.client.channel import MAX_MESSAGE_BYTES, Tls, baton_errors, call_metadata, channel_options
 from baton.client.completion import CompletionBuilder
 from baton.client.request import GenerateOptions, Prompt, build_request
 from baton.client.results import ClusterStatus, Completion, Delta, ModelInfo
@@ -19,16 +19,28 @@ from baton.v1 import inference_pb2, inference_pb2_grpc
 class Client:
     """A connection to a router, at `target` = "host:port"; close it, or use it as a context manager.
 
+    `api_key` is sent with every call, and `tls` encrypts the connection; both where the router asks for them.
     `timeout_s` of the smaller calls bounds each of them; `generate` and `stream` take theirs as an option.
     Every method raises `baton.errors.BatonError`.
     """
 
     def __init__(
-        self, target: str, *, timeout_s: float | None = 30.0, max_message_bytes: int = MAX_MESSAGE_BYTES
+        self,
+        target: str,
+        *,
+        api_key: str | None = None,
+        tls: Tls | None = None,
+        timeout_s: float | None = 30.0,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self.target = target
         self._timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(target, options=channel_options(max_message_bytes))
+        self._metadata = call_metadata(api_key)
+        options = channel_options(max_message_bytes, tls)
+        if tls is None:
+            self._channel = grpc.insecure_channel(target, options=options)
+        else:
+            self._channel = grpc.secure_channel(target, tls.credentials(), options=options)
         self._stub = inference_pb2_grpc.InferenceStub(self._channel)
 
     def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Completion:
@@ -48,7 +60,7 @@ class Client:
     def _deltas(self, request: inference_pb2.GenerateRequest, timeout_s: float | None) -> Generator[Delta, None, None]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(baton_errors())
-            call = self._stub.Generate(request, timeout=timeout_s)
+            call = self._stub.Generate(request, timeout=timeout_s, metadata=self._metadata)
             stack.callback(call.cancel)
             for response in call:
                 yield Delta.from_wire(response)
@@ -57,25 +69,29 @@ class Client:
         """What is served, and its limits."""
         with baton_errors():
             request = inference_pb2.GetModelInfoRequest()
-            return ModelInfo.from_wire(self._stub.GetModelInfo(request, timeout=self._timeout_s))
+            return ModelInfo.from_wire(
+                self._stub.GetModelInfo(request, timeout=self._timeout_s, metadata=self._metadata)
+            )
 
     def status(self) -> ClusterStatus:
         """The router's load and its workers."""
         with baton_errors():
             request = inference_pb2.GetClusterStatusRequest()
-            return ClusterStatus.from_wire(self._stub.GetClusterStatus(request, timeout=self._timeout_s))
+            return ClusterStatus.from_wire(
+                self._stub.GetClusterStatus(request, timeout=self._timeout_s, metadata=self._metadata)
+            )
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Token ids of a text, as `generate` would read it."""
         with baton_errors():
             request = inference_pb2.TokenizeRequest(text=text, add_special_tokens=add_special_tokens)
-            return tuple(self._stub.Tokenize(request, timeout=self._timeout_s).token_ids)
+            return tuple(self._stub.Tokenize(request, timeout=self._timeout_s, metadata=self._metadata).token_ids)
 
     def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of token ids."""
         with baton_errors():
             request = inference_pb2.DetokenizeRequest(token_ids=token_ids, skip_special_tokens=skip_special_tokens)
-            return self._stub.Detokenize(request, timeout=self._timeout_s).text
+            return self._stub.Detokenize(request, timeout=self._timeout_s, metadata=self._metadata).text
 
     def close(self) -> None:
         """Cancels what is running and closes the connection."""

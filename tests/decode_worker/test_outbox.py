@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from baton.internal.v1 import worker_pb2
 from baton.requests import AttemptRef, Token
+from baton.v1 import inference_pb2
 from baton.wire import ref_to_wire, token_to_wire
 from decode_worker.outbox import Outbox
 
@@ -125,4 +128,64 @@ async def test_publishing_from_another_thread_wakes_the_stream() -> None:
     await anext(stream)
     _, output = await asyncio.gather(asyncio.to_thread(publish, outbox, 0), anext(stream))
     assert positions(output) == [0]
+    await stream.aclose()
+
+
+def publish_scores(outbox: Outbox, *starts: int) -> None:
+    position = inference_pb2.PositionLogprobs(sampled=inference_pb2.TokenLogprob(token_id=7, logprob=-1.0))
+    scores = [
+        worker_pb2.PromptLogprobs(ref=ref_to_wire(REF), start=start, positions=[position] * 10) for start in starts
+    ]
+    outbox.publish([], [], [(REF, score) for score in scores])
+
+
+def starts(output: worker_pb2.StepOutput) -> list[int]:
+    return [score.start for score in output.prompt_logprobs]
+
+
+async def test_prompt_logprobs_come_before_tokens_and_in_messages_of_bounded_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("decode_worker.outbox._SCORE_BYTES", 200)
+    outbox = Outbox()
+    outbox.open(REF, "router")
+    stream = outbox.attach("router", [])
+    await anext(stream)
+    publish_scores(outbox, 1, 11, 21)
+    publish(outbox, 0)
+    outputs = [await anext(stream) for _ in range(2)]
+    assert [starts(output) for output in outputs] == [[1, 11], [21]]
+    assert [positions(output) for output in outputs] == [[], [0]]
+    await stream.aclose()
+
+
+async def test_prompt_logprobs_are_kept_until_the_first_token_is_acknowledged() -> None:
+    outbox = Outbox()
+    outbox.open(REF, "router")
+    publish_scores(outbox, 1, 11)
+    stream = outbox.attach("router", [cursor(0)])
+    assert starts(await anext(stream)) == [1, 11]
+    publish(outbox, 0)
+    again = outbox.attach("router", [cursor(0)])
+    assert starts(await anext(again)) == [1, 11]
+    outbox.acknowledge([cursor(1)])
+    last = outbox.attach("router", [cursor(1)])
+    assert starts(await anext(last)) == []
+    for opened in (stream, again, last):
+        await opened.aclose()
+
+
+async def test_tokens_of_a_choice_that_the_router_has_ended_are_dropped() -> None:
+    outbox = Outbox()
+    outbox.open(REF, "router")
+    publish(outbox, 0, 1)
+    ended = cursor(1)
+    ended.ended = True
+    outbox.acknowledge([ended])
+    publish(outbox, 2)
+    stream = outbox.attach("router", [])
+    assert positions(await anext(stream)) == []
+    finish(outbox)
+    assert outbox.acknowledge([ended]) == [REF]
+    assert outbox.num_records == 0
     await stream.aclose()

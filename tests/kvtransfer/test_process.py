@@ -17,6 +17,8 @@ from baton.internal.v1 import transfer_pb2
 from kvtransfer.ring import SHM_DIR
 from tests.kvtransfer.sides import HYBRID, DecodeSide, PrefillSide, random_pages, ref, small
 
+pytestmark = pytest.mark.clusters
+
 # The seed of PrefillSide.
 SOURCE_PAGES = random_pages(HYBRID, 64, seed=2)
 SOURCE = [3, 4, 5, 6, 9, 8]

@@ -283,7 +283,7 @@ def test_a_receiver_with_smaller_frames_is_obeyed(
     transport: str, make_decode: MakeDecode, make_prefill: MakePrefill
 ) -> None:
     decode = make_decode(small(transport, frame_bytes=512))
-    prefill = make_prefill(small(transport, frame_bytes=1 << 20))
+    prefill = make_prefill(small(transport, frame_bytes=1 << 20, ring_bytes=1 << 20))
     sending = push_blocks(prefill, decode, A, [5, 6, 7, 8], [1, 2, 3, 4])
     sending.commit()
     assert sending.outcome() is None

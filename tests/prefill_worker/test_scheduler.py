@@ -50,8 +50,16 @@ def test_a_prompt_that_waits_for_a_shared_prefix_holds_nobody_back() -> None:
 
 def test_short_prompts_share_a_step_and_a_long_one_goes_in_chunks() -> None:
     prompts = [prompt("s1", 3, admitted=True), prompt("s2", 4, admitted=True), prompt("long", 100, admitted=True)]
-    chunks = plan_chunks(prompts, max_tokens=16, max_requests=8)
+    chunks = plan_chunks(prompts, max_tokens=16, max_requests=8, max_scored_tokens=1)
     assert [(c.prompt.ref.request_id, c.num_tokens) for c in chunks] == [("s1", 3), ("s2", 4), ("long", 9)]
+
+
+def test_prompts_that_are_scored_share_a_budget_of_their_own() -> None:
+    prompts = [prompt(name, 10, admitted=True) for name in ("s1", "s2", "s3", "plain")]
+    for scored in prompts[:3]:
+        scored.scored = True
+    chunks = plan_chunks(prompts, max_tokens=40, max_requests=8, max_scored_tokens=12)
+    assert [(c.prompt.ref.request_id, c.num_tokens) for c in chunks] == [("s1", 10), ("s2", 2), ("plain", 10)]
 
 
 prompt_sizes = st.lists(st.tuples(st.integers(1, 60), st.integers(-2, 2), st.integers(0, 20)), min_size=1, max_size=12)
@@ -79,7 +87,7 @@ def test_every_prompt_is_computed_exactly_once_within_the_budget(
             p.admitted = True
             free -= -(-p.num_tokens // 4)
         assert free >= 0
-        chunks = plan_chunks(ordered, max_tokens=max_tokens, max_requests=max_requests)
+        chunks = plan_chunks(ordered, max_tokens=max_tokens, max_requests=max_requests, max_scored_tokens=max_tokens)
         assert chunks, "prompts are left and none advances"
         assert sum(c.num_tokens for c in chunks) <= max_tokens
         assert len(chunks) <= max_requests

@@ -404,11 +404,14 @@ class PrefillDone(google.protobuf.message.Message):
     TRANSFER_S_FIELD_NUMBER: builtins.int
     BYTES_FIELD_NUMBER: builtins.int
     TRANSPORT_FIELD_NUMBER: builtins.int
+    SENDING_S_FIELD_NUMBER: builtins.int
     committed: builtins.bool
     """False when every choice ended with its first token: the push was aborted and there is nothing to decode."""
     transfer_s: builtins.float
     bytes: builtins.int
     transport: builtins.str
+    sending_s: builtins.float
+    """From the first frame to the commit; 0 where nothing was sent."""
     def __init__(
         self,
         *,
@@ -416,8 +419,9 @@ class PrefillDone(google.protobuf.message.Message):
         transfer_s: builtins.float = ...,
         bytes: builtins.int = ...,
         transport: builtins.str = ...,
+        sending_s: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "committed", b"committed", "transfer_s", b"transfer_s", "transport", b"transport"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bytes", b"bytes", "committed", b"committed", "sending_s", b"sending_s", "transfer_s", b"transfer_s", "transport", b"transport"]) -> None: ...
 
 Global___PrefillDone: typing_extensions.TypeAlias = PrefillDone
 
@@ -530,8 +534,11 @@ class Cursor(google.protobuf.message.Message):
     REF_FIELD_NUMBER: builtins.int
     CHOICE_FIELD_NUMBER: builtins.int
     POSITION_FIELD_NUMBER: builtins.int
+    ENDED_FIELD_NUMBER: builtins.int
     choice: builtins.int
     position: builtins.int
+    ended: builtins.bool
+    """The router has ended the choice, by a stop string: nothing more of it is wanted."""
     @property
     def ref(self) -> baton.internal.v1.transfer_pb2.AttemptRef: ...
     def __init__(
@@ -540,9 +547,10 @@ class Cursor(google.protobuf.message.Message):
         ref: baton.internal.v1.transfer_pb2.AttemptRef | None = ...,
         choice: builtins.int = ...,
         position: builtins.int = ...,
+        ended: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["ref", b"ref"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["choice", b"choice", "position", b"position", "ref", b"ref"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["choice", b"choice", "ended", b"ended", "position", b"position", "ref", b"ref"]) -> None: ...
 
 Global___Cursor: typing_extensions.TypeAlias = Cursor
 
