@@ -1,15 +1,18 @@
 """Configuration: composed, frozen, validated once; the same objects travel to every process as JSON.
 
-"auto" values are resolved by functions that return a new config. `ServeConfig` is what the command line and the YAML
-file describe; the supervisor derives each worker's `WorkerConfig` and the router's `RouterConfig` from it.
+"auto" values are resolved by functions that return a new config. `ServeConfig` is what the command line, the
+environment and the YAML file describe; the supervisor derives each worker's `WorkerConfig` and the router's
+`RouterProcessConfig` from it.
+The docstring under a field is what docs/configuration.md and `baton serve --help` say of it.
 """
 
 from __future__ import annotations
 
 import os
 import pathlib
+import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -18,120 +21,243 @@ Role = Literal["prefill", "decode"]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+# Of Ray, whose labels are those of Kubernetes.
+_LABEL = "[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+LABEL_SELECTOR = rf"^!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))$"
+_API_KEY = re.compile(r"[!-~]{1,512}")
 
 
 class Config(pydantic.BaseModel):
     """Base of all sections: frozen, and unknown names are errors."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 class ModelConfig(Config):
     """The checkpoint and how to load it."""
 
     path: str
-    served_name: str = ""
+    """The checkpoint's directory, as `transformers` saves it: config.json, *.safetensors and the tokenizer."""
+    served_name: Annotated[str, Field(max_length=256)] = ""
+    """What clients call the model; empty means the directory's name."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto takes the GPU where there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the weights and of the KV; auto takes the checkpoint's where the device is fast at it."""
     attention: Literal["auto", "reference", "cpu"] = "auto"
+    """How attention is computed; auto takes the fastest that the device has."""
     max_model_len: Positive | None = None
-    # Torch threads of one worker; 0 lets torch decide.
+    """Most tokens of a sequence, prompt and answer together; null means as many as the model was made for."""
     num_threads: Annotated[int, Field(ge=0)] = 0
+    """Torch threads of one worker; 0 shares this machine's CPUs among its workers."""
+
+    @pydantic.field_validator("served_name")
+    @classmethod
+    def _check_served_name(cls, name: str) -> str:
+        if name != name.strip() or not name.isprintable():
+            raise ValueError("must have no blanks at its ends and no control characters")
+        return name
 
 
 class CacheConfig(Config):
     """The paged KV pool of one worker."""
 
     block_size: Literal[8, 16, 32, 64, 128, 256] = 16
-    # Bytes of KV in one worker's pool; None takes a share of the memory that is free at start.
+    """Tokens of a KV block."""
     kv_cache_bytes: Positive | None = None
+    """Bytes of KV in one worker's pool; null takes a share of the memory that is free at start."""
     enable_prefix_cache: bool = True
+    """Whether KV blocks of earlier prompts are used again."""
 
 
 class PrefillConfig(Config):
     """The prefill worker's scheduler."""
 
-    # Most prompt tokens in one step, and so the largest chunk.
     max_batch_tokens: Positive = 512
-    # Most prompts in one step.
+    """Most prompt tokens in one step, and so the largest chunk."""
     max_batch_requests: Positive = 16
-    # Waiting this long is worth one step of priority, so that nothing starves.
+    """Most prompts in one step."""
     ageing_s: Seconds = 5.0
-    # Prompt tokens that the worker takes beyond what it computes now.
+    """Seconds of waiting that are worth one step of priority, so that nothing starves."""
     token_credit: Positive = 16384
+    """Prompt tokens that the worker takes beyond what it computes now."""
 
 
 class DecodeConfig(Config):
     """The decode worker's scheduler and admission."""
 
-    # Most sequences (choices) in one step.
     max_batch_seqs: Positive = 128
-    # Tokens of local prefill in one step, beside the decodes.
+    """Most sequences (choices) in one step."""
     prefill_chunk_tokens: Positive = 64
-    # Prompts of which the worker lacks fewer tokens than this are prefilled by itself.
+    """Tokens of local prefill in one step, beside the decodes."""
     local_prefill_tokens: Annotated[int, Field(ge=0)] = 32
-    # Share of the pool kept free at admission, so that running sequences can grow.
+    """Prompts of which the worker lacks fewer tokens than this are prefilled by itself."""
     watermark: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    # A choice with this many unacknowledged tokens is paused.
+    """Share of the pool kept free at admission, so that running sequences can grow."""
     max_unacked_tokens: Positive = 1024
+    """A choice with this many unacknowledged tokens is paused."""
 
 
 class TransferConfig(Config):
     """KV transfers between pools."""
 
-    # In order of preference.
     transports: tuple[Literal["loopback", "shm", "grpc"], ...] = ("loopback", "shm", "grpc")
-    # Largest payload of one frame.
+    """Ways that KV may take between workers, in order of preference: the first that both ends can use."""
     frame_bytes: Positive = 1 << 20
-    # Shared-memory ring of one sender and receiver.
+    """Bytes of KV in the largest frame."""
     ring_bytes: Positive = 16 << 20
-    # A reservation that is not renewed for this long is released.
+    """Bytes of the shared-memory ring of one sender and receiver."""
     lease_s: Seconds = 15.0
-    # Longest time that Open, one frame or Commit may take.
+    """Seconds after which a reservation that is not renewed is released."""
     timeout_s: Seconds = 30.0
+    """Most seconds that opening a transfer, one frame of it or its commit may take."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.transports:
+            raise ValueError("transports: must name at least one")
+        if len(set(self.transports)) < len(self.transports):
+            raise ValueError("transports: names one twice")
+        if self.ring_bytes < self.frame_bytes:
+            raise ValueError(f"ring_bytes: {self.ring_bytes} is less than frame_bytes, {self.frame_bytes}")
+        return self
 
 
 class RouterConfig(Config):
     """The router's listeners and limits."""
 
     host: str = "127.0.0.1"
+    """The address that the router listens on."""
     grpc_port: Port = 50051
+    """Port of the gRPC API; 0 takes a free one."""
     http_port: Port = 8000
-    # Requests that wait in the router for workers.
+    """Port of the HTTP API, of metrics and of probes; 0 takes a free one."""
     max_queued_requests: Positive = 4096
-    # Largest message of any gRPC stream, in bytes.
+    """Most requests that wait in the router for workers; more are refused."""
     max_message_bytes: Positive = 16 << 20
+    """Largest message of any gRPC stream and largest body of an HTTP request, in bytes."""
+    max_prompts: Positive = 1024
+    """Most prompts in the list of one HTTP request."""
     max_n: Positive = 16
+    """Most choices (n) of a request."""
     max_logprobs: Positive = 20
+    """Most likely tokens that a request may ask for at each position."""
     max_stop_strings: Positive = 16
+    """Most stop strings of a request."""
     max_stop_string_chars: Positive = 1024
+    """Most characters of a stop string."""
     max_logit_bias: Positive = 1024
-    # Attempts after the first, when workers die before a request's KV is committed.
+    """Most tokens that a request's logit_bias may name."""
+    max_grammar_bytes: Positive = 64 << 10
+    """Most bytes of a request's grammar: its JSON schema, regular expression, choices or Lark text."""
+    max_prompt_logprob_values: Positive = 200_000
+    """Most logprobs of one request's prompt, tokens x (prompt_logprobs + 1): they come in one message, which so stays
+    near the 4 MiB that gRPC clients take by default."""
     max_retries: Annotated[int, Field(ge=0)] = 3
-    # Longest wait for workers to come back before queued requests fail with UNAVAILABLE.
+    """Attempts after the first, when workers die before a request's KV is committed."""
     worker_wait_s: Seconds = 60.0
-    # Threads that tokenise prompts.
+    """Most seconds that queued requests wait for workers to come back before they fail with UNAVAILABLE."""
     tokenizer_threads: Positive = 2
+    """Threads that tokenise prompts."""
+    tool_call_format: str = "auto"
+    """How the model writes tool calls: a format of docs/tools.md, "auto" (told by its chat template) or "none"."""
+    reasoning_format: str = "auto"
+    """How the model marks its reasoning: a format of docs/tools.md, "auto" (told by its chat template) or "none"."""
+    slo_ttft_s: Seconds = 2.0
+    """Seconds to the first token that users expect at most: a request beyond it misses its objective in the metrics."""
+    slo_tpot_s: Seconds = 0.1
+    """Seconds between two tokens, on average over an answer, that users expect at most."""
+    api_keys: Annotated[tuple[str, ...], Field(max_length=64, repr=False, json_schema_extra={"writeOnly": True})] = ()
+    """Keys of which clients must send one, as `Authorization: Bearer KEY`; empty asks for none."""
+    tls_cert_file: str | None = None
+    """PEM file with the certificate of both ports and those up to its authority; null serves without TLS."""
+    tls_key_file: str | None = None
+    """PEM file with the private key of tls_cert_file."""
+    tls_client_ca_file: str | None = None
+    """PEM file with the authorities of clients' certificates, which both ports then ask for; null asks for none."""
+
+    @pydantic.field_validator("api_keys")
+    @classmethod
+    def _check_api_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        # The message must not hold a key.
+        if not all(_API_KEY.fullmatch(key) for key in keys):
+            raise ValueError("each must have 1 to 512 visible ASCII characters and no blanks")
+        return keys
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.grpc_port == self.http_port != 0:
+            raise ValueError(f"http_port: {self.http_port} is grpc_port as well")
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file: one is set without the other")
+        if self.tls_client_ca_file is not None and self.tls_cert_file is None:
+            raise ValueError("tls_client_ca_file: needs tls_cert_file and tls_key_file")
+        return self
+
+
+class Placement(Config):
+    """What a node of the Ray cluster must offer to a worker of one role."""
+
+    labels: dict[str, Annotated[str, Field(pattern=LABEL_SELECTOR)]] = {}
+    """Labels of the node and what they must be: a value, !value, in(a,b) or !in(a,b)."""
+    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Amounts of custom resources that Ray sets aside for a worker."""
+    num_cpus: Annotated[float, Field(ge=0)] | None = None
+    """CPUs that Ray sets aside for a worker; null means 1 in a cluster that was joined, else 0."""
+    num_gpus: Annotated[float, Field(ge=0)] | None = None
+    """GPUs that Ray sets aside for a worker; null means 1 where the model runs on GPUs, else 0."""
+    strategy: Literal["spread", "pack"] = "spread"
+    """Whether workers of the role go to as many nodes as possible, or to as few."""
+
+    @pydantic.field_validator("resources")
+    @classmethod
+    def _check_resources(cls, resources: dict[str, float]) -> dict[str, float]:
+        if named := {"CPU", "GPU", "memory", "object_store_memory"} & set(resources):
+            raise ValueError(f"{min(named)} is no custom resource; there are num_cpus and num_gpus")
+        return resources
 
 
 class ClusterConfig(Config):
     """How many workers, and what runs them."""
 
     runtime: Literal["ray", "process"] = "ray"
+    """What runs the workers: Ray, or plain processes of this machine."""
     ray_address: str | None = None
+    """The Ray cluster to join, as host:port, or auto for the one that this host is a node of; null starts a local
+    Ray."""
     prefill_workers: Positive = 1
+    """Prefill workers to keep alive."""
     decode_workers: Positive = 1
-    # The address that workers listen on and publish.
-    worker_host: str = "127.0.0.1"
-    # What Ray sets aside for a worker; 0 lets it be placed anywhere.
-    ray_worker_cpus: Annotated[float, Field(ge=0)] = 0.0
-    ray_worker_gpus: Annotated[float, Field(ge=0)] = 0.0
-    # Time that SIGTERM gives running requests.
+    """Decode workers to keep alive."""
+    worker_host: Annotated[str, Field(min_length=1)] = "auto"
+    """The address that workers listen on and publish; auto is each node's own in a cluster that was joined, else
+    127.0.0.1."""
+    prefill_placement: Placement = Placement()
+    """Where prefill workers may go in a Ray cluster: labels, resources, num_cpus, num_gpus, strategy."""
+    decode_placement: Placement = Placement()
+    """Where decode workers may go in a Ray cluster, likewise."""
+    node_wait_s: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds to wait at start for nodes that fit to join the Ray cluster."""
     drain_s: Seconds = 30.0
+    """Seconds that SIGTERM gives running requests."""
+
+    @pydantic.field_validator("worker_host")
+    @classmethod
+    def _check_worker_host(cls, host: str) -> str:
+        if host in ("0.0.0.0", "::", "[::]"):
+            raise ValueError("is no address that other workers could be told; auto is each node's own")
+        return host
 
 
 class LogConfig(Config):
+    """What every process writes to stderr."""
+
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severity of the lines that are written."""
+    format: Literal["human", "json"] = "human"
+    """Lines for people, or one JSON object a line."""
 
 
 class ServeConfig(Config):
@@ -146,6 +272,7 @@ class ServeConfig(Config):
     cluster: ClusterConfig = ClusterConfig()
     log: LogConfig = LogConfig()
     ready_file: str | None = None
+    """Written as JSON when the first request can be served, and removed at the end; null writes none."""
 
 
 class WorkerConfig(Config):
@@ -184,7 +311,7 @@ def worker_config(config: ServeConfig, role: Role, name: str, epoch: int) -> Wor
         role=role,
         name=name,
         epoch=epoch,
-        host=config.cluster.worker_host,
+        host=worker_host(config.cluster),
         model=config.model,
         cache=config.cache,
         prefill=config.prefill,
@@ -193,6 +320,18 @@ def worker_config(config: ServeConfig, role: Role, name: str, epoch: int) -> Wor
         log=config.log,
         max_message_bytes=config.router.max_message_bytes,
     )
+
+
+def worker_host(cluster: ClusterConfig) -> str:
+    """The address that workers listen on; "auto" where every node of a Ray cluster has its own to give."""
+    if cluster.worker_host != "auto":
+        return cluster.worker_host
+    return "auto" if cluster.runtime == "ray" and cluster.ray_address is not None else "127.0.0.1"
+
+
+def supervisor_config(config: ServeConfig) -> ServeConfig:
+    """The config that leaves the command's machine: without what the router alone may know."""
+    return config.model_copy(update={"router": config.router.model_copy(update={"api_keys": ()})})
 
 
 def router_process_config(config: ServeConfig, membership_address: str) -> RouterProcessConfig:

@@ -7,7 +7,6 @@ observer neither waits nor raises. Times are in monotonic seconds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from baton.errors import BatonError
 from baton.v1 import inference_pb2
@@ -16,7 +15,7 @@ from router.placement import Placement
 from router.recovery import Failure
 
 
-class Observer(Protocol):
+class Observer:
     """What looks at requests as they pass; a subclass overrides the moments that it cares for.
 
     Each request that was `accepted` ends with `finished` or `failed`.
@@ -24,6 +23,9 @@ class Observer(Protocol):
 
     def accepted(self, job: Job) -> None:
         """Checked, tokenised, and in the queue."""
+
+    def admitted(self, job: Job) -> None:
+        """An attempt leaves the queue and asks its decode worker for blocks."""
 
     def placed(self, job: Job, placement: Placement) -> None:
         """An attempt's blocks are reserved and its prefill begins."""
@@ -47,7 +49,7 @@ class Observer(Protocol):
         """The request ends without a last message; `job` is None where it was never accepted."""
 
 
-class Observers:
+class Observers(Observer):
     """Passes each moment on to every observer, in their order."""
 
     def __init__(self, *observers: Observer) -> None:
@@ -56,6 +58,10 @@ class Observers:
     def accepted(self, job: Job) -> None:
         for observer in self._observers:
             observer.accepted(job)
+
+    def admitted(self, job: Job) -> None:
+        for observer in self._observers:
+            observer.admitted(job)
 
     def placed(self, job: Job, placement: Placement) -> None:
         for observer in self._observers:

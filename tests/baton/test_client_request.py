@@ -51,6 +51,9 @@ def test_every_option_reaches_its_field() -> None:
         logit_bias={4: -1.5},
         logprobs=2,
         echo=True,
+        prompt_logprobs=3,
+        include_stop=True,
+        skip_special_tokens=False,
         model="demo",
         priority=-3,
         cache_salt="tenant",
@@ -81,6 +84,9 @@ def test_every_option_reaches_its_field() -> None:
             logit_bias={4: -1.5},
             logprobs=2,
             echo=True,
+            prompt_logprobs=3,
+            include_stop=True,
+            skip_special_tokens=False,
         ),
     )
 
@@ -88,7 +94,29 @@ def test_every_option_reaches_its_field() -> None:
 def test_there_is_an_option_for_every_field_of_the_wire() -> None:
     wire = set(inference_pb2.SamplingParams.DESCRIPTOR.fields_by_name)
     wire |= set(inference_pb2.GenerateRequest.DESCRIPTOR.fields_by_name) - {"text", "token_ids", "sampling"}
-    assert set(GenerateOptions.__annotations__) == wire | {"timeout_s"}
+    kinds = set(inference_pb2.Grammar.DESCRIPTOR.fields_by_name) - {"lark"}
+    assert set(GenerateOptions.__annotations__) == wire | kinds | {"timeout_s"}
+
+
+@pytest.mark.parametrize(
+    ("options", "grammar"),
+    [
+        ({"json_schema": {"type": "integer"}}, {"json_schema": '{"type": "integer"}'}),
+        ({"json_schema": '{"type":"integer"}'}, {"json_schema": '{"type":"integer"}'}),
+        ({"json_object": True}, {"json_object": True}),
+        ({"regex": "a+"}, {"regex": "a+"}),
+        ({"choice": ["yes", "no"]}, {"choice": inference_pb2.Alternatives(texts=["yes", "no"])}),
+        ({"choice": []}, {"choice": inference_pb2.Alternatives()}),
+        ({"grammar": 'start: "a"'}, {"lark": 'start: "a"'}),
+    ],
+)
+def test_a_grammar_is_named_by_its_kind(options: dict[str, Any], grammar: dict[str, Any]) -> None:
+    assert build_request("hello", **options).sampling.grammar == inference_pb2.Grammar(**grammar)
+
+
+def test_only_one_grammar_can_guide_a_text() -> None:
+    with pytest.raises(InvalidRequestError, match=r"sampling.grammar: at most one .* json_object and regex"):
+        build_request("hello", regex="a+", json_object=True)
 
 
 def test_one_stop_string_needs_no_list() -> None:
@@ -109,6 +137,10 @@ def test_an_option_that_does_not_exist_is_named() -> None:
         ("hello", {"top_k": 2**40}, "sampling.top_k"),
         ("hello", {"temperature": "hot"}, "sampling.temperature"),
         ("hello", {"priority": 2**40}, "priority"),
+        ("hello", {"prompt_logprobs": -1}, "sampling.prompt_logprobs"),
+        ("hello", {"json_schema": {"a": object()}}, "sampling.grammar.json_schema"),
+        ("hello", {"regex": 3}, "sampling.grammar.regex"),
+        ("hello", {"choice": [1]}, "sampling.grammar.choice"),
     ],
 )
 def test_a_value_that_its_field_cannot_hold_is_named(prompt: Any, options: dict[str, Any], field: str) -> None:
