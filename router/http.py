@@ -2,7 +2,10 @@
 
 /health   200 while the process answers
 /ready    200 while a request can be served, else 503
-/metrics  Prometheus text
+/version  the release of Baton
+/metrics  Prometheus text, or OpenMetrics
+
+Whatever else is asked for gets an error in OpenAI's shape.
 """
 
 from __future__ import annotations
@@ -11,11 +14,23 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+import baton
+from router.http_metrics import MetricsEndpoint
+from router.openai.errors import ApiError
+from router.tls import ServerTls
+
+# Above the minute after which load balancers drop idle connections: the end that opened one should close it.
+_KEEP_ALIVE_S = 75
+# The request line and all headers.
+_MAX_HEADER_BYTES = 32 << 10
 
 
 def create_app(
@@ -33,24 +48,53 @@ def create_app(
     async def ready(request: Request) -> Response:
         return PlainTextResponse("ready\n") if is_ready() else PlainTextResponse("not ready\n", status_code=503)
 
-    async def metrics(request: Request) -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    async def version(request: Request) -> Response:
+        return JSONResponse({"version": baton.__version__})
 
-    return Starlette(routes=[Route("/health", health), Route("/ready", ready), Route("/metrics", metrics), *api_routes])
+    metrics = Route("/metrics", MetricsEndpoint(registry), methods=["GET"])
+    app = Starlette(
+        routes=[Route("/health", health), Route("/ready", ready), Route("/version", version), metrics, *api_routes],
+        exception_handlers={HTTPException: _no_route},
+    )
+    # A path with a slash too many is not found: a redirect would name the wrong scheme behind a proxy.
+    app.router.redirect_slashes = False
+    return app
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    """Unknown paths, and methods that a path does not have; OPTIONS tells those that it has."""
+    assert isinstance(error, HTTPException)
+    path, method = request.url.path[:200], request.method
+    if error.status_code == 404:
+        return ApiError(404, f"there is no {path}").response()
+    headers = dict(error.headers or {})
+    if error.status_code == 405 and method == "OPTIONS":
+        return Response(status_code=204, headers=headers)
+    message = f"{method} is not allowed for {path}" if error.status_code == 405 else error.detail
+    return ApiError(error.status_code, message, headers=headers).response()
 
 
 class HttpServer(uvicorn.Server):
     """Uvicorn in an event loop that is not its own: signals stay with the router."""
 
-    def __init__(self, app: Starlette) -> None:
+    def __init__(self, app: ASGIApp, *, tls: ServerTls | None = None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
+                loop="none",
+                # The faster parser, httptools, bounds neither the number of headers nor their size.
+                http="h11",
                 lifespan="off",
+                ws="none",
                 log_config=None,
                 log_level="warning",
                 access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=1,
+                h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+                **(tls.uvicorn_options() if tls is not None else {}),
             )
         )
 
