@@ -2,8 +2,11 @@
 
 server            composes all below; readiness, draining
 app, http         the gRPC service; health, readiness and metrics over HTTP
+api_keys, tls     who may call, and how both ports are encrypted
 pipeline          a request's life, in numbered steps; job is one request
+targets           lists what Prometheus scrapes; http_metrics, grpc_metrics count the calls of both APIs
 observation       the moments of that life, for accounting (metrics and log lines) and other observers
+timeline, page    what the live page at / shows: the last requests, rates, workers
 intake            checks (validation), tokenises (tokenization, model_card) and hashes what comes in
 admission         the queue of requests that wait for workers
 placement         which workers serve a request: pure functions over snapshot and ledger

@@ -1,7 +1,8 @@
 """`python -m router CONFIG.json`: runs a router until SIGTERM or SIGINT.
 
 CONFIG.json holds a `baton.config.RouterProcessConfig`. Once both ports listen, one line of JSON on stdout says where:
-{"grpc": "host:port", "http": "http://host:port", "pid": N}. Logs go to stderr. A signal drains and exits 0.
+{"grpc": "host:port", "http": "http://host:port", "pid": N}, with https where the ports have TLS. When the first request
+can be served, a second one says {"ready": true}. Logs go to stderr. A signal drains and exits 0.
 """
 
 from __future__ import annotations
@@ -29,12 +30,19 @@ async def serve(config: RouterProcessConfig) -> None:
     server = RouterServer(config)
     try:
         await server.start()
-        where = {"grpc": server.grpc_address, "http": f"http://{server.http_address}", "pid": os.getpid()}
-        print(json.dumps(where), flush=True)
+        print(json.dumps({"grpc": server.grpc_address, "http": server.url, "pid": os.getpid()}), flush=True)
+        announcing = asyncio.create_task(_announce_ready(server))
         await terminated.wait()
+        announcing.cancel()
         await server.drain(config.drain_s)
     finally:
         await server.stop()
+
+
+async def _announce_ready(server: RouterServer) -> None:
+    """Told here rather than asked for on a port, which may want a certificate of whoever asks."""
+    await server.wait_ready()
+    print(json.dumps({"ready": True}), flush=True)
 
 
 def main() -> int:
@@ -47,7 +55,7 @@ def main() -> int:
     except (OSError, pydantic.ValidationError) as error:
         print(f"{sys.argv[1]}: {error}", file=sys.stderr)
         return 2
-    logs.configure(config.log.level)
+    logs.configure(config.log, role="router")
     try:
         uvloop.run(serve(config))
     except (ValueError, OSError) as error:

@@ -13,7 +13,7 @@ import grpc.aio
 from baton.internal.v1 import transfer_pb2, worker_pb2, worker_pb2_grpc
 from baton.requests import RequestSpec
 from baton.wire import ref_to_wire, spec_from_wire
-from tests.router.mock_workers import Context, Name, Names, Script, Worker, make_token, open_gate
+from tests.router.mock_workers import Context, Name, Names, Script, Worker, make_scores, make_token, open_gate
 
 
 @dataclasses.dataclass
@@ -57,6 +57,8 @@ class MockDecode(Worker):
         self.cached_tokens = 0
         self.accepts_attach = True
         self.sends_finished = True
+        # Choices that the router has ended.
+        self.ended: list[tuple[Name, int]] = []
         self.reserve_gate = open_gate()
         self.step_gate = open_gate()
         self._step_s = step_s
@@ -186,6 +188,9 @@ class MockDecode(Worker):
         if reservation is None:
             return
         choice = cursor.choice
+        if cursor.ended:
+            self.ended.append((name, choice))
+            reservation.finished[choice] = True
         for position in range(reservation.acked[choice], cursor.position):
             reservation.unacked.pop((choice, position), None)
         reservation.acked[choice] = max(reservation.acked[choice], cursor.position)
@@ -229,6 +234,8 @@ class MockDecode(Worker):
         # A local prefill whose first tokens end the request is over before it decodes.
         over = all(reservation.finished)
         states = [] if reservation.announced or (over and reservation.local) else [worker_pb2.REQUEST_STATE_DECODING]
+        if reservation.local and not reservation.announced:
+            output.prompt_logprobs.extend(make_scores(spec))
         reservation.announced = True
         if over and self.sends_finished:
             states.append(worker_pb2.REQUEST_STATE_FINISHED)

@@ -82,6 +82,7 @@ class Worker:
             name=self.name,
             epoch=self.epoch,
             address=self.address,
+            metrics_address=f"{self.name}.example:9000",
             architecture="MockForCausalLM",
             dtype="float32",
             vocab_size=300,
@@ -216,6 +217,8 @@ class MockPrefill(Worker):
     async def _events(self, request: worker_pb2.PrefillRequest) -> AsyncIterator[worker_pb2.PrefillEvent]:
         spec = spec_from_wire(request.spec)
         yield worker_pb2.PrefillEvent(started=worker_pb2.PrefillStarted(cached_tokens=self.cached_tokens))
+        for scores in make_scores(spec):
+            yield worker_pb2.PrefillEvent(prompt_logprobs=scores)
         await self.first_gate.wait()
         tokens = [make_token(spec, choice, spec.first_position, self.script) for choice in spec.sampled_choices]
         yield worker_pb2.PrefillEvent(first_tokens=worker_pb2.PrefillFirstTokens(tokens=tokens, prefill_s=0.125))
@@ -248,6 +251,26 @@ def make_token(spec: RequestSpec, choice: int, position: int, script: Script) ->
         for rank in range(spec.sampling.logprobs):
             token.logprobs.top.add(token_id=rank, logprob=-1.0 - rank)
     return token
+
+
+def make_scores(spec: RequestSpec) -> list[worker_pb2.PromptLogprobs]:
+    """Scripted logprobs of the prompt if asked for, in two messages: of each token the negative of its position."""
+    if spec.sampling.prompt_logprobs is None:
+        return []
+    middle = max(2, len(spec.prompt_token_ids) // 2)
+    return [
+        worker_pb2.PromptLogprobs(
+            ref=ref_to_wire(spec.ref),
+            start=start,
+            positions=[
+                inference_pb2.PositionLogprobs(
+                    sampled=inference_pb2.TokenLogprob(token_id=spec.prompt_token_ids[position], logprob=-position)
+                )
+                for position in range(start, end)
+            ],
+        )
+        for start, end in ((1, middle), (middle, len(spec.prompt_token_ids)))
+    ]
 
 
 def open_gate() -> asyncio.Event:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
@@ -7,7 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from router.http import create_app
-from tests.router.conftest import Client, StartRouter, request_of
+from tests.router.conftest import Client, StartRouter, request_of, tokens_of
 from tests.router.mock_cluster import MockCluster
 
 
@@ -27,7 +29,7 @@ async def test_liveness_readiness_and_metrics(start_router: StartRouter) -> None
         assert 'baton_prefill_decisions_total{decision="remote"} 1.0' in metrics
         assert "baton_inter_token_latency_seconds_count 4.0" in metrics
         assert "baton_requests_running 0.0" in metrics
-        assert 'baton_workers{role="decode"} 1.0' in metrics
+        assert 'baton_workers{worker_role="decode"} 1.0' in metrics
 
 
 async def test_alive_and_not_ready_without_workers(start_router: StartRouter) -> None:
@@ -47,6 +49,18 @@ async def test_refusals_are_counted_by_status(start_router: StartRouter) -> None
         assert 'baton_requests_rejected_total{reason="invalid_argument"} 2.0' in metrics
 
 
+async def test_a_client_that_leaves_with_the_last_message_has_not_cancelled(start_router: StartRouter) -> None:
+    async with MockCluster() as cluster, start_router(cluster) as client:
+        responses = client.server.pipeline.generate(request_of(max_tokens=3))
+        async for response in responses:
+            if response.HasField("usage"):
+                break
+        await responses.aclose()
+        metrics = (await get(client, "/metrics")).text
+        assert 'baton_requests_total{outcome="length"} 1.0' in metrics
+        assert 'baton_requests_total{outcome="cancelled"} 0.0' in metrics
+
+
 async def test_an_api_adds_its_routes() -> None:
     async def hello(request: Request) -> Response:
         return PlainTextResponse("hello")
@@ -54,3 +68,22 @@ async def test_an_api_adds_its_routes() -> None:
     app = create_app(is_ready=lambda: True, registry=CollectorRegistry(), api_routes=[Route("/v1/hello", hello)])
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://router") as http:
         assert (await http.get("/v1/hello")).text == "hello"
+
+
+async def test_headers_without_end_are_refused(start_router: StartRouter) -> None:
+    async with MockCluster() as cluster, start_router(cluster) as client:
+        host, _, port = client.server.http_address.partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * (1 << 20))
+        assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+
+
+async def test_a_whole_request_goes_through_http(start_router: StartRouter) -> None:
+    async with MockCluster() as cluster, start_router(cluster) as client:
+        async with httpx.AsyncClient(base_url=client.server.url) as http:
+            answer = await http.post(
+                "/v1/completions", json={"prompt": "hello", "max_tokens": 4, "return_token_ids": True}
+            )
+        expected = await client.generate(request_of("hello", max_tokens=4))
+        assert answer.json()["choices"][0]["token_ids"] == tokens_of(expected)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 from baton.hashing import extend_chain, root_hash
 from baton.requests import Delivered, SamplingParams
 from router.job import Prompt
@@ -44,3 +46,9 @@ class TestDemand:
         demand = prompt.demand([Delivered((1,) * 20), Delivered((1,) * 9, finished=True), Delivered()])
         assert (demand.num_tokens, list(demand.own_tokens)) == (40, [20, 0, 0])
         assert demand.block_hashes == prompt.block_hashes
+
+    def test_a_prompt_that_is_scored_is_computed_whole_once(self) -> None:
+        prompt = prompt_of(40)
+        scored = dataclasses.replace(prompt, sampling=SamplingParams(max_tokens=9, prompt_logprobs=0))
+        assert list(scored.demand().block_hashes) == []
+        assert scored.demand([Delivered((1, 2))]).block_hashes == prompt.demand([Delivered((1, 2))]).block_hashes

@@ -38,6 +38,7 @@ async def test_a_router_process_serves_drains_on_sigterm_and_exits_0(
                 while (await health.read()).status != health_pb2.HealthCheckResponse.SERVING:
                     pass
                 health.cancel()
+                assert json.loads(await process.stdout.readline()) == {"ready": True}
                 assert (await http.get(where["http"] + "/ready")).status_code == 200
                 cluster.decode[0].step_gate.clear()
                 stub: inference_pb2_grpc.InferenceAsyncStub = inference_pb2_grpc.InferenceStub(channel)

@@ -29,7 +29,7 @@ async def test_a_remote_prefill_streams_the_tokens_of_both_workers(start_router:
         assert {response.request_id for response in responses} == {"mine"}
         assert [response.HasField("usage") for response in responses] == [False] * (len(responses) - 1) + [True]
         last = responses[-1]
-        assert last.choices[0].finish_reason == inference_pb2.FINISH_REASON_LENGTH
+        assert last.choices[-1].finish_reason == inference_pb2.FINISH_REASON_LENGTH
         assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (15, 10)
         assert (last.timings.prefill_worker, last.timings.decode_worker) == ("prefill-0", "decode-0")
         assert (last.timings.prefill_s, last.timings.transfer_s, last.timings.decode_s) == (0.125, 0.5, 0.25)
@@ -92,7 +92,7 @@ async def test_text_ends_before_eos(start_router: StartRouter, tokenizer: Tokeni
         responses = await client.generate(request_of())
         assert text_of(responses) == "naïve 日本語 🙂"
         assert tokens_of(responses)[-1] == EOS
-        assert responses[-1].choices[0].stop_token_id == EOS
+        assert responses[-1].choices[-1].stop_token_id == EOS
 
 
 async def test_echo_sends_the_prompt_back_first(start_router: StartRouter) -> None:
@@ -126,7 +126,7 @@ async def test_a_stop_string_ends_the_request_and_cancels_the_decode_worker(
     async with MockCluster(script=script) as cluster, start_router(cluster) as client:
         responses = await client.generate(request_of(stop=["rld, a"]))
         assert text_of(responses) == "hello wo"
-        assert responses[-1].choices[0].stop_text == "rld, a"
+        assert responses[-1].choices[-1].stop_text == "rld, a"
         assert responses[-1].HasField("usage")
         await cluster.decode[0].until(lambda: (0, 1) in cluster.decode[0].cancelled)
 
@@ -216,6 +216,26 @@ async def test_a_slow_client_pauses_only_itself(start_router: StartRouter) -> No
             async for response in slow:
                 taken += tokens_of([response])
         assert len(taken) == 50
+
+
+async def test_a_choice_that_a_stop_string_ends_is_ended_at_its_worker_too(start_router: StartRouter) -> None:
+    async with MockCluster() as cluster, start_router(cluster, decode={"max_unacked_tokens": 8}) as client:
+        cluster.script = lambda choice, position: 90 if choice else 40 + position
+        decode = cluster.decode[0]
+        whole = text_of(await client.generate(request_of(max_tokens=6)))
+        request = request_of(max_tokens=50, n=2, stop=[whole[2:4]])
+        async with contextlib.aclosing(client.server.pipeline.generate(request)) as responses:
+            taken = [await anext(responses)]
+            while not any(delta.stop_text for delta in taken[-1].choices):
+                taken.append(await anext(responses))
+            # While the client takes nothing more, the other choice waits at its limit.
+            next_one = asyncio.ensure_future(anext(responses))
+            await decode.until(lambda: decode.ended)
+            taken.append(await next_one)
+            taken += [response async for response in responses]
+        assert decode.ended == [((1, 1), 0)]
+        assert text_of(taken) == whole[:2]
+        assert len(tokens_of(taken, 1)) == 50
 
 
 async def test_acknowledgements_are_batched(start_router: StartRouter) -> None:
@@ -331,3 +351,13 @@ async def test_a_request_without_an_id_is_given_one(start_router: StartRouter) -
         responses = await client.generate(request_of(max_tokens=3))
         assert len({response.request_id for response in responses}) == 1
         assert len(responses[0].request_id) == 32
+
+
+@pytest.mark.parametrize("request_id", ["a b", "a\nb", "\x1b[2J", "é", "x" * 129])
+async def test_an_id_that_is_not_plain_text_is_refused(start_router: StartRouter, request_id: str) -> None:
+    async with MockCluster() as cluster, start_router(cluster) as client:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.generate(request_of(request_id=request_id))
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert caught.value.details() == "request_id: must have 1 to 128 visible ASCII characters"
+        assert len(await client.generate(request_of(request_id="x" * 128, max_tokens=1))) == 1

@@ -296,6 +296,7 @@ class TestDecodeFailure:
             call = client.stream(request_of(max_tokens=4))
             received = tokens_of([await next_of(call)])
             await cluster.remove(first)
+            await client.until_connected(2)
             await first.stop()
             cluster.prefill[0].commit_gate.set()
             responses = await rest_of(call)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from baton.errors import UnavailableError
 from baton.internal.v1 import transfer_pb2, worker_pb2
+from baton.v1 import inference_pb2
 from router.ledger import Ledger
 from router.placement import Decision, Placement
 from router.recovery import Failure, FailureKind
@@ -136,3 +137,11 @@ class TestAttempt:
         assert remote.progress.cached_tokens == 16
         assert local.progress.cached_tokens == 48
         assert local.progress.prefill_s == 0.25
+
+
+def test_scores_of_the_prompt_that_are_sent_again_count_once() -> None:
+    attempt = new_attempt(local=True)
+    one = inference_pb2.PositionLogprobs()
+    for start, count in ((1, 3), (1, 3), (4, 2), (1, 3), (4, 2), (6, 1)):
+        attempt.scored(worker_pb2.PromptLogprobs(ref=REF, start=start, positions=[one] * count))
+    assert len(attempt.prompt_logprobs) == 6

@@ -37,6 +37,18 @@ async def test_bos_is_there_once_and_text_comes_back(make: MakeTokenizer, tokeni
     assert ours.decode(token_ids, skip_special_tokens=False) == "<s>hello world"
 
 
+@pytest.mark.parametrize("text", ["", " ", "hello  world", "é😀\n\tx", "<s>hello</s>", "word " * 5000])
+@pytest.mark.parametrize("add_special_tokens", [True, False])
+async def test_token_ids_are_the_library_s(
+    make: MakeTokenizer, tokenizer: FastTokenizer, text: str, add_special_tokens: bool
+) -> None:
+    """Which encodes a single text by another way than ours."""
+    expected = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+    if expected[:2] == [BOS, BOS]:
+        expected = expected[1:]
+    assert await make().encode(text, add_special_tokens=add_special_tokens) == expected
+
+
 async def test_bos_that_is_in_the_text_already_is_not_doubled(make: MakeTokenizer) -> None:
     ours = make()
     assert await ours.encode("<s>hello") == await ours.encode("hello")

@@ -7,7 +7,7 @@ import pytest
 
 from baton.config import RouterConfig
 from baton.errors import InvalidRequestError, ModelNotFoundError
-from baton.requests import SamplingParams
+from baton.requests import Grammar, GrammarKind, SamplingParams
 from baton.v1 import inference_pb2
 from router.model_card import ModelCard, SamplingDefaults
 from router.validation import Limits, check_envelope, check_prompt, resolve_sampling
@@ -15,7 +15,15 @@ from tests.router.conftest import request_of
 
 CARD = ModelCard(name="mock", architecture="Mock", vocab_size=300, eos_token_ids=(1, 2))
 LIMITS = Limits(vocab_size=300, max_model_len=512, max_sequence_tokens=400, block_size=16)
-CONFIG = RouterConfig(max_n=4, max_logprobs=5, max_stop_strings=2, max_stop_string_chars=8, max_logit_bias=3)
+CONFIG = RouterConfig(
+    max_n=4,
+    max_logprobs=5,
+    max_stop_strings=2,
+    max_stop_string_chars=8,
+    max_logit_bias=3,
+    max_grammar_bytes=64,
+    max_prompt_logprob_values=300,
+)
 
 
 def resolve(num_prompt_tokens: int = 100, card: ModelCard = CARD, **fields: Any) -> SamplingParams:
@@ -56,7 +64,20 @@ def resolve(num_prompt_tokens: int = 100, card: ModelCard = CARD, **fields: Any)
         ({"logit_bias": {3: math.nan}}, "sampling.logit_bias: must be from -100 to 100, got nan"),
         ({"logit_bias": dict.fromkeys(range(4), 1.0)}, "sampling.logit_bias: has 4 tokens; at most 3 are allowed"),
         ({"logprobs": 6}, "sampling.logprobs: must be at most 5, got 6"),
-        ({"max_tokens": 0}, "sampling.max_tokens: must be at least 1, got 0"),
+        ({"prompt_logprobs": 6}, "sampling.prompt_logprobs: must be at most 5, got 6"),
+        (
+            {"prompt_logprobs": 3},
+            "sampling.prompt_logprobs: 100 prompt tokens x (3 + 1) are 400 logprobs; at most 300 are allowed",
+        ),
+        (
+            {"grammar": inference_pb2.Grammar()},
+            "sampling.grammar: needs one of json_schema, json_object, regex, choice, lark",
+        ),
+        (
+            {"grammar": inference_pb2.Grammar(regex="é" * 33)},
+            "sampling.grammar: has 66 bytes; at most 64 are allowed",
+        ),
+        ({"max_tokens": 0}, "sampling.max_tokens: must be at least 1, or 0 with echo or prompt_logprobs, got 0"),
         ({"max_tokens": 413}, "sampling.max_tokens: 413 and the prompt's 100 tokens exceed max_model_len 512"),
         (
             {"max_tokens": 301},
@@ -109,6 +130,26 @@ def test_ignore_eos_leaves_no_eos_ids() -> None:
     assert resolve(ignore_eos=True).eos_token_ids == ()
 
 
+@pytest.mark.parametrize("fields", [{"echo": True}, {"prompt_logprobs": 0}])
+def test_nothing_need_be_generated_where_the_prompt_is_wanted(fields: dict[str, Any]) -> None:
+    assert resolve(max_tokens=0, **fields).max_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("wire", "grammar"),
+    [
+        ({"json_schema": "{}"}, Grammar(GrammarKind.JSON_SCHEMA, ("{}",))),
+        ({"json_object": True}, Grammar(GrammarKind.JSON_OBJECT)),
+        ({"json_object": False}, None),
+        ({"regex": "a"}, Grammar(GrammarKind.REGEX, ("a",))),
+        ({"choice": inference_pb2.Alternatives(texts=["a", "b"])}, Grammar(GrammarKind.CHOICE, ("a", "b"))),
+        ({"lark": "start: A"}, Grammar(GrammarKind.LARK, ("start: A",))),
+    ],
+)
+def test_grammars_of_every_kind_are_kept(wire: dict[str, Any], grammar: Grammar | None) -> None:
+    assert resolve(grammar=inference_pb2.Grammar(**wire)).grammar == grammar
+
+
 def test_a_seed_is_kept_and_else_drawn() -> None:
     assert resolve(seed=0).seed == 0
     assert resolve().seed != resolve().seed
@@ -156,7 +197,6 @@ def test_the_longest_prompt_is_allowed() -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (request_of(request_id="x" * 129), "request_id: has 129 characters; at most 128 are allowed"),
         (request_of(cache_salt="x" * 257), "cache_salt: has 257 characters; at most 256 are allowed"),
         (inference_pb2.GenerateRequest(), "prompt: either text or token_ids is required"),
     ],
