@@ -58,7 +58,7 @@ class HostedWorker:
         try:
             set_worker_environment()
             config = WorkerConfig.model_validate_json(self._config_json)
-            logs.configure(config.log.level)
+            logs.configure(config.log, role=config.role, worker=config.name)
             self._actor = _load(self._path)(self._config_json)
             return json.dumps({"info": base64.b64encode(self._actor.start()).decode()})
         except (ValueError, BatonError) as error:

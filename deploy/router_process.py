@@ -8,18 +8,13 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
-
-import grpc
-import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from typing import Any
 
 from baton.config import RouterProcessConfig
 from deploy import child
 from deploy.backoff import Backoff, BackoffPolicy
 from deploy.errors import StartError
 from deploy.runtimes.base import STOP_GRACE_S
-
-SERVICE = "baton.v1.Inference"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,6 +42,7 @@ class RouterProcess:
         self._backoff = Backoff(backoff or BackoffPolicy())
         self._process: asyncio.subprocess.Process | None = None
         self._addresses: asyncio.Future[RouterAddresses] = asyncio.get_running_loop().create_future()
+        self._was_ready = asyncio.Event()
 
     async def run(self) -> None:
         """Keeps the router alive until cancelled, which leaves it running.
@@ -59,8 +55,8 @@ class RouterProcess:
             started = loop.time()
             self._process = await self._spawn()
             assert self._process.stdout is not None
-            if line := await self._process.stdout.readline():
-                self._listening(json.loads(line))
+            while line := await self._process.stdout.readline():
+                self._told(json.loads(line))
             how = child.describe_exit(await self._process.wait())
             if not self._addresses.done():
                 raise StartError(f"the router died while starting ({how})")
@@ -68,11 +64,9 @@ class RouterProcess:
             await asyncio.sleep(self._backoff.delay_s(loop.time() - started))
 
     async def wait_serving(self) -> RouterAddresses:
-        """Returns when the first request can be served: when the router's health service says SERVING."""
-        addresses = await asyncio.shield(self._addresses)
-        while not await _is_serving(addresses.grpc):
-            pass
-        return addresses
+        """Returns when the first request can be served, as the router says."""
+        await self._was_ready.wait()
+        return self._addresses.result()
 
     async def stop(self, drain_s: float) -> None:
         """Lets running requests end within `drain_s`, then ends the process. To be called after `run` was cancelled."""
@@ -100,9 +94,13 @@ class RouterProcess:
         finally:
             os.close(config_end)
 
+    def _told(self, line: dict[str, Any]) -> None:
+        if line.get("ready"):
+            self._was_ready.set()
+        elif not self._addresses.done():
+            self._listening(line)
+
     def _listening(self, line: dict[str, str]) -> None:
-        if self._addresses.done():
-            return
         addresses = RouterAddresses(line["grpc"], line["http"])
         ports = {
             "grpc_port": int(addresses.grpc.rpartition(":")[2]),
@@ -111,17 +109,3 @@ class RouterProcess:
         # A port that was left to the system is kept by the next incarnation.
         self._config = self._config.model_copy(update={"router": self._config.router.model_copy(update=ports)})
         self._addresses.set_result(addresses)
-
-
-async def _is_serving(target: str) -> bool:
-    """Waits for SERVING; False when the router went away meanwhile."""
-    async with grpc.aio.insecure_channel(target) as channel:
-        request = health_pb2.HealthCheckRequest(service=SERVICE)
-        try:
-            async for answer in health_pb2_grpc.HealthStub(channel).Watch(request, wait_for_ready=True):
-                if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                    return True
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                raise
-    return False

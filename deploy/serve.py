@@ -38,14 +38,17 @@ async def serve(
     *,
     host_for: Callable[[ServeConfig], Host] = make_host,
     router_module: str = "router",
-) -> None:
+) -> bool:
     """Serves until SIGINT or SIGTERM; returns when everything has ended in order and nothing is left.
+
+    Returns:
+        False where SIGINT came before the first request could be served.
 
     Raises:
         ServeError: it could not start or go on; nothing is left then either.
     """
     preflight.check(config)
-    logs.configure(config.log.level)
+    logs.configure(config.log, role="serve")
     config = settings.resolve(config, os.cpu_count() or 1)
     threads = config.model.num_threads
     progress.step(f"{threads or 'all'} thread{'' if threads == 1 else 's'} a worker")
@@ -56,9 +59,12 @@ async def serve(
             if cluster.is_ready:
                 progress.step("draining; again to stop at once")
                 await until(signals.forced, cluster.stop())
+            else:
+                progress.step("stopping")
         finally:
             await cluster.close()
     progress.step("stopped")
+    return cluster.is_ready or not signals.interrupted
 
 
 class ServedCluster:

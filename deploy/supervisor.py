@@ -31,12 +31,23 @@ def worker_names(config: ServeConfig) -> list[tuple[Role, str]]:
 class Supervisor:
     """One keeper task for each wanted worker: start, join, wait for death, leave, again."""
 
-    def __init__(self, config: ServeConfig, runtime: WorkerRuntime, backoff: BackoffPolicy | None = None) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        runtime: WorkerRuntime,
+        backoff: BackoffPolicy | None = None,
+        *,
+        host: str = "127.0.0.1",
+    ) -> None:
+        """
+        Args:
+            host: address that the Membership service listens on.
+        """
         self._config = config
         self._runtime = runtime
         self._backoff = backoff or BackoffPolicy()
         self._membership = Membership()
-        self._server = MembershipServer(self._membership, config.cluster.worker_host)
+        self._server = MembershipServer(self._membership, host)
         self._epochs = itertools.count(1)
         self._workers: dict[str, WorkerHandle] = {}
         self._keepers: list[asyncio.Task[None]] = []

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.text import Text
 
 from baton.client import Client
+from deploy.cli.report import describe_request, status_table
 from deploy.demo import prompts
 from deploy.environment import quiet_grpc
 from deploy.errors import ClusterError
 from deploy.local_cluster import LocalCluster
-from deploy.report import describe_request, status_table
 
 MODEL = pathlib.Path(__file__).parent / "demo" / "model"
 NUM_PAIRS = 24

@@ -44,6 +44,8 @@ async def follow(membership: str, servicer: health.aio.HealthServicer) -> None:
         complete = {worker.role for worker in view.workers} == {"prefill", "decode"}
         state = health_pb2.HealthCheckResponse.SERVING if complete else health_pb2.HealthCheckResponse.NOT_SERVING
         await servicer.set(SERVICE, state)
+        if complete:
+            print(json.dumps({"ready": True}), flush=True)
 
 
 if __name__ == "__main__":

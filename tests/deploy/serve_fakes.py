@@ -6,7 +6,8 @@ import functools
 import sys
 from unittest import mock
 
-from deploy import cli, serve
+from deploy import serve
+from deploy.cli import commands
 from deploy.runtimes import make_host
 from tests.deploy.fake_actors import ACTORS
 
@@ -15,4 +16,4 @@ if __name__ == "__main__":
         serve.serve, host_for=lambda config: make_host(config, ACTORS), router_module="tests.deploy.fake_router"
     )
     with mock.patch.object(serve, "serve", fakes):
-        cli.main(["serve", *sys.argv[1:]])
+        commands.main(["serve", *sys.argv[1:]])

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from baton.config import ClusterConfig, Role, ServeConfig, WorkerConfig, worker_config
+from baton.config import ModelConfig, Role, ServeConfig, WorkerConfig, worker_config
 from deploy.errors import StartError
 from deploy.membership import follow_membership
 from deploy.runtimes import HOSTS, make_host
@@ -22,12 +22,12 @@ from deploy.runtimes.process import ProcessRuntime
 from deploy.runtimes.ray import RayRuntime
 from tests.deploy.fake_actors import ACTORS
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.clusters]
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 RUNTIMES: Mapping[str, Callable[[], WorkerRuntime]] = {
     "process": lambda: ProcessRuntime(ACTORS),
-    "ray": lambda: RayRuntime(ClusterConfig(), ACTORS),
+    "ray": lambda: RayRuntime(ServeConfig(model=ModelConfig(path="")), ACTORS),
 }
 
 

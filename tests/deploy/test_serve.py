@@ -19,6 +19,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from deploy.errors import ClusterError
 from tests.cluster.harness import ClusterUnderTest
 
+pytestmark = pytest.mark.clusters
+
 REPOSITORY = pathlib.Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "tests.deploy.serve_fakes")
 Start = Callable[..., ClusterUnderTest]
@@ -110,13 +112,27 @@ def test_a_second_signal_stops_at_once(start: Start, tmp_path: pathlib.Path) -> 
     cluster.assert_nothing_left()
 
 
-def test_a_signal_while_workers_start_leaves_nothing(start: Start, tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_while_workers_start_leaves_nothing(
+    start: Start, tmp_path: pathlib.Path, number: int, exit_code: int
+) -> None:
     os.mkfifo(tmp_path / "prefill-0.started")
     cluster = start("hangs")
     assert psutil.pid_exists(int((tmp_path / "prefill-0.started").read_text()))
-    cluster.process.send_signal(signal.SIGINT)
-    assert cluster.process.wait() == 0
+    cluster.process.send_signal(number)
+    assert cluster.process.wait() == exit_code
     cluster.assert_nothing_left()
+
+
+def test_an_interrupt_before_anything_has_started_is_quiet(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "baton.yaml")
+    command = [sys.executable, "-P", "-m", "deploy.cli", "serve", "--config", str(tmp_path / "baton.yaml")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with open(tmp_path / "baton.yaml", "w"):
+            # It reads its configuration now, and waits for more.
+            process.send_signal(signal.SIGINT)
+            assert process.communicate() == ("", "")
+        assert process.returncode == 130
 
 
 @pytest.mark.parametrize("runtime", ["process", "ray"])

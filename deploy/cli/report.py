@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.table import Table
 
@@ -31,13 +33,19 @@ def _route(timings: StageTimings) -> str:
     return route if timings.attempts <= 1 else f"{route} ({timings.attempts} attempts)"
 
 
-def status_table(status: ClusterStatus) -> Table:
-    """The workers, under a title that tells of the router; it fits into 80 columns."""
+def status_table(status: ClusterStatus, dead: Sequence[tuple[WorkerStatus, float]] = ()) -> Table:
+    """The workers, under a title that tells of the router; it fits into 80 columns.
+
+    Args:
+        dead: workers that were there before, with the seconds since they are gone.
+    """
     state = "[green]ready[/green]" if status.ready else "[yellow]not ready[/yellow]"
     table = Table(
         title=f"{status.model}, Baton {status.version}: {state}, {status.running} running, {status.queued} queued",
         title_justify="left",
         box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
     )
     for column in ("worker", "address"):
         table.add_column(column, no_wrap=True)
@@ -45,9 +53,15 @@ def status_table(status: ClusterStatus) -> Table:
         table.add_column(column, justify="right")
     table.add_column("state")
     # The order of a request's way: prefill before decode.
-    for worker in sorted(status.workers, key=lambda worker: (worker.role != "prefill", worker.name)):
-        table.add_row(*_cells(worker))
+    rows = [(worker, _state(worker)) for worker in status.workers]
+    rows += [(worker, f"[red]dead[/red] {seconds:.0f} s") for worker, seconds in dead]
+    for worker, text in sorted(rows, key=lambda row: (row[0].role != "prefill", row[0].name, row[0].epoch)):
+        table.add_row(*_cells(worker), text)
     return table
+
+
+def _state(worker: WorkerStatus) -> str:
+    return "[green]healthy[/green]" if worker.healthy else "[red]unreachable[/red]"
 
 
 def _cells(worker: WorkerStatus) -> tuple[str, ...]:
@@ -59,5 +73,4 @@ def _cells(worker: WorkerStatus) -> tuple[str, ...]:
         str(worker.running),
         str(worker.waiting),
         f"{worker.total_blocks - worker.free_blocks}/{worker.total_blocks}",
-        "[green]healthy[/green]" if worker.healthy else "[red]unreachable[/red]",
     )
