@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 from collections.abc import Mapping
 
-from baton.config import Role, ServeConfig, WorkerConfig
+from baton.config import Role, ServeConfig, WorkerConfig, worker_host
 from baton.internal.v1 import worker_pb2
 from deploy import child
 from deploy.environment import worker_environment
 from deploy.errors import StartError
 from deploy.hosting import read_report
 from deploy.runtimes.base import STOP_GRACE_S
+from deploy.runtimes.gpus import GpuDealer
 from deploy.supervisor import Supervisor
 
 
@@ -57,6 +59,7 @@ class ProcessRuntime:
 
     def __init__(self, actors: Mapping[Role, str]) -> None:
         self._actors = actors
+        self._gpus = GpuDealer(os.environ)
         self._workers: list[ProcessWorker] = []
 
     async def start(self, config: WorkerConfig) -> ProcessWorker:
@@ -67,7 +70,7 @@ class ProcessRuntime:
                 "deploy.worker_process",
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
-                environment=worker_environment(),
+                environment=worker_environment() | self._gpus.environment(config),
             )
             reports, orders = await asyncio.open_connection(sock=ours)
             # From here on the transport closes it.
@@ -118,7 +121,7 @@ class ProcessHost:
         """Needs no preparation."""
 
     def supervisor(self) -> Supervisor:
-        self._supervisor = Supervisor(self._config, self._runtime)
+        self._supervisor = Supervisor(self._config, self._runtime, host=worker_host(self._config.cluster))
         return self._supervisor
 
     async def close(self) -> None:
