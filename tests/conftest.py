@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from xdist.remote import Producer
+
     from tests.cluster.harness import ClusterUnderTest
+    from tests.scheduling import ClustersInOneProcess
 
 # Before torch and numba are imported anywhere: both read it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,3 +26,10 @@ def demo_cluster() -> Iterator[ClusterUnderTest]:
 
     with running_cluster(MODEL, "--served-model-name", "demo") as cluster:
         yield cluster
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ClustersInOneProcess:
+    from tests.scheduling import ClustersInOneProcess
+
+    return ClustersInOneProcess(config, log)

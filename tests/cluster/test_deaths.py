@@ -21,6 +21,8 @@ from tests.cluster.inprocess import assert_idle
 from tests.cluster.oracle import Oracle, prompt_of
 from tests.engine.checkpoints import make_checkpoint
 
+pytestmark = pytest.mark.clusters
+
 GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True}
 
 

@@ -19,6 +19,8 @@ from deploy.errors import ClusterError
 from tests.cluster.harness import ClusterUnderTest, running_cluster
 from tests.engine.checkpoints import make_checkpoint
 
+pytestmark = pytest.mark.clusters
+
 Runtime = Literal["process", "ray"]
 RUNTIMES: tuple[Runtime, ...] = ("process", "ray")
 
@@ -76,7 +78,7 @@ def test_ctrl_c_while_it_starts_leaves_nothing(checkpoint: pathlib.Path, runtime
         try:
             assert any("loading model" in line for line in steps)
             cluster.process.send_signal(signal.SIGINT)
-            assert cluster.process.wait() == 0
+            assert cluster.process.wait() == 130
         finally:
             cluster.kill()
 

@@ -26,6 +26,8 @@ from tests.cluster.inprocess import assert_idle
 from tests.cluster.oracle import Oracle, prompt_of
 from tests.engine.checkpoints import MAX_MODEL_LEN, VOCAB_SIZE, make_checkpoint
 
+pytestmark = pytest.mark.clusters
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
@@ -295,10 +297,8 @@ class TestOperations:
         assert "baton_time_to_first_token_seconds_count" in metrics
         workers = {worker["name"]: worker for worker in cluster.description["workers"]}
         assert sorted(workers) == ["decode-0", "decode-1", "prefill-0", "prefill-1"]
-        sent = [read(f"http://{w['metrics']}/metrics") for w in workers.values() if w["role"] == "prefill"]
-        assert any('baton_kv_sent_bytes_total{transport="shm"}' in text for text in sent)
-        received = [read(f"http://{w['metrics']}/metrics") for w in workers.values() if w["role"] == "decode"]
-        assert any('baton_kv_received_bytes_total{transport="shm"}' in text for text in received)
+        assert sum(metric(cluster, "prefill", 'baton_kv_sent_bytes_total{transport="shm"}')) > 0
+        assert sum(metric(cluster, "decode", 'baton_kv_received_bytes_total{transport="shm"}')) > 0
 
     def test_model_info_and_status(self, client: Client) -> None:
         info = client.model_info()
