@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.baton-ready
 PACKAGES := baton engine kvtransfer worker prefill_worker decode_worker router bench deploy tests
 
-.PHONY: run serve test check proto bench clean
+.PHONY: run serve test check generate proto bench clean
 .DEFAULT_GOAL := run
 
 run: $(READY)  ## a cluster on the demo model, a few streamed answers, nothing left behind
@@ -14,7 +14,7 @@ serve: $(READY)  ## the demo model on the default ports, until Ctrl-C
 	@$(BIN)/baton serve --model deploy/demo/model --served-model-name demo
 
 test: $(READY)
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n 2
 
 check: $(READY)
 	@$(BIN)/ruff format --check .
@@ -22,6 +22,16 @@ check: $(READY)
 	@$(BIN)/mypy $(PACKAGES)
 	@$(BIN)/lint-imports
 	@.ci/generate_proto.sh --check
+
+# Everything committed that is made from something else.
+generate: $(READY)
+	@.ci/generate_proto.sh
+	@$(BIN)/python .ci/grpc_reference.py --write
+	@$(BIN)/python -m deploy.settings.reference
+	@$(BIN)/python -m deploy.cli.reference
+	@$(BIN)/python -m baton.metrics > docs/metrics.md
+	@$(BIN)/python -m deploy.grafana.build
+	@$(BIN)/python -m deploy.prometheus.build
 
 proto:
 	@.ci/generate_proto.sh
