@@ -14,7 +14,7 @@ serve: $(READY)  ## the demo model on the default ports, until Ctrl-C
 	@$(BIN)/baton serve --model deploy/demo/model --served-model-name demo
 
 test: $(READY)
-	@$(BIN)/pytest -q -n 2
+	@$(BIN)/pytest -q -rs -n 2
 
 check: $(READY)
 	@$(BIN)/ruff format --check .
