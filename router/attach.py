@@ -173,7 +173,13 @@ class AttachStream:
             acks, self._acks = self._acks, {}
             cancels, self._cancels = self._cancels, []
             cursors = [_cursor(attempt, choice, position) for (attempt, choice), position in acks.items()]
-            await call.write(worker_pb2.AttachRequest(acks=cursors, cancels=cancels))
+            try:
+                await call.write(worker_pb2.AttachRequest(acks=cursors, cancels=cancels))
+            except BaseException:
+                # The next call's hello has what the acks said, and nothing else has the cancels.
+                self._cancels[:0] = cancels
+                self._dirty.set()
+                raise
 
     def _flush_acks(self) -> None:
         self._ack_timer = None

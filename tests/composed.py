@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry
@@ -294,3 +294,13 @@ class Pair:
         for engine in (self.prefill_engine, self.decode_engine):
             engine.cache.pool.check()
             assert engine.cache.num_free == engine.cache.pool.num_usable
+
+
+MakePair = Callable[..., Pair]
+
+
+def finish_alone(pair: Pair, prompt: list[int], **sampling: Any) -> list[list[int]]:
+    """The tokens of each choice of a request that has the workers to itself."""
+    spec = pair.start(pair.spec(prompt, **sampling))
+    pair.run()
+    return [pair.tokens(spec, choice) for choice in range(spec.sampling.n)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import string
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ class Query:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Panel:
+class Panel(abc.ABC):
     """
     Attributes:
         description: what is seen and when to worry; shown when the mouse is over the panel's corner.
@@ -87,8 +88,9 @@ class Panel:
     def _overrides(self) -> list[Json]:
         return []
 
+    @abc.abstractmethod
     def _options(self) -> Json:
-        raise NotImplementedError
+        """What only this kind of panel has."""
 
     def _targets(self) -> list[Json]:
         return [query.to_json(ref_id) for query, ref_id in zip(self.queries, string.ascii_uppercase, strict=False)]

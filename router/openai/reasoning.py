@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Literal
 
+from router.openai.format_name import resolve_format_name
 from router.openai.tools.base import ParsedDelta, ToolParser
 
 _BEGIN = "<think>"
@@ -45,15 +46,15 @@ def resolve_reasoning(configured: str, chat_template: str | None, vocab: Contain
     Raises:
         ValueError: no format has that name.
     """
-    if configured == "none":
-        return None
-    if configured == "auto":
-        return None if chat_template is None else detect_reasoning(chat_template, vocab)
-    name = _ALIASES.get(configured, configured)
-    if name not in REASONING_FORMATS:
-        known = ", ".join(["auto", "none", *REASONING_FORMATS, *_ALIASES])
-        raise ValueError(f"router.reasoning_format is {configured!r}; it may be one of {known}")
-    return name
+    return resolve_format_name(
+        "router.reasoning_format",
+        configured,
+        chat_template,
+        vocab,
+        formats=REASONING_FORMATS,
+        aliases=_ALIASES,
+        detect=detect_reasoning,
+    )
 
 
 def thinking_at(name: str | None, prompt: str) -> Thinking:

@@ -1,9 +1,7 @@
-"""Every way through the workers, driven step by step: choices, forced tokens, preemption, cancels, leases, caches."""
+"""Every way through the workers, driven step by step: choices, forced tokens, ends, cancels, leases, streams."""
 
 from __future__ import annotations
 
-import pathlib
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,50 +11,13 @@ from baton.errors import (
     CancelledRequestError,
     DeadlineError,
     DuplicateRequestError,
-    InvalidRequestError,
     UnavailableError,
 )
 from baton.internal.v1 import worker_pb2
 from baton.requests import AttemptRef, Delivered, FinishReason, RequestSpec
 from baton.wire import ref_to_wire
 from tests.cluster.oracle import prompt_of
-from tests.composed import LEASE_S, Pair
-from tests.engine.checkpoints import make_checkpoint
-
-MakePair = Callable[..., Pair]
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return make_checkpoint("llama", tmp_path_factory.mktemp("models") / "llama")
-
-
-@pytest.fixture(scope="module")
-def gemma3(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return make_checkpoint("gemma3", tmp_path_factory.mktemp("models") / "gemma3")
-
-
-@pytest.fixture
-def make_pair(llama: pathlib.Path) -> Iterator[MakePair]:
-    """Makes pairs; at the end each must be empty."""
-    pairs: list[Pair] = []
-
-    def make(model: pathlib.Path = llama, **kwargs: Any) -> Pair:
-        pairs.append(Pair(model, **kwargs))
-        return pairs[-1]
-
-    yield make
-    for pair in pairs:
-        pair.run()
-        pair.assert_empty()
-        pair.close()
-
-
-def finish_alone(pair: Pair, prompt: list[int], **sampling: Any) -> list[list[int]]:
-    """The tokens of each choice of a request that has the workers to itself."""
-    spec = pair.start(pair.spec(prompt, **sampling))
-    pair.run()
-    return [pair.tokens(spec, choice) for choice in range(spec.sampling.n)]
+from tests.composed import LEASE_S, MakePair, finish_alone
 
 
 class TestChoices:
@@ -290,168 +251,6 @@ class TestLeasesAndDeadlines:
         pair.decode.cancel(spec.ref)
         assert pair.decode.next_wakeup_s() is None
         pair.run()
-
-
-class TestPrefixCache:
-    def test_the_next_turn_of_a_chat_hits_prompt_and_answer(self, make_pair: MakePair) -> None:
-        pair = make_pair()
-        first = prompt_of(40)
-        (answer,) = finish_alone(pair, first, max_tokens=30)
-        second = pair.spec([*first, *answer, *prompt_of(5, 9)])
-        ticket = pair.reserve(second, local_prefill=True)
-        # 70 tokens; the last sampled one was never computed, so 69 have KV: four full blocks.
-        assert ticket.cached_tokens == 64
-        before = pair.decode_metrics.computed_tokens.labels(kind="prefill")._value.get()
-        pair.run()
-        assert pair.decode_metrics.computed_tokens.labels(kind="prefill")._value.get() - before == 75 - 64
-        assert pair.tokens(second) == finish_alone(make_pair(), list(second.prompt_token_ids))[0]
-
-    def test_another_salt_never_hits(self, make_pair: MakePair) -> None:
-        pair = make_pair()
-        prompt = prompt_of(64)
-        pair.start(pair.spec(prompt, salt="a"))
-        pair.run()
-        other = pair.spec(prompt, salt="b")
-        assert pair.reserve(other).cached_tokens == 0
-        pair.decode.cancel(other.ref)
-        same = pair.spec(prompt, salt="a")
-        assert pair.reserve(same).cached_tokens == 64
-        pair.decode.cancel(same.ref)
-
-    def test_a_prompt_shared_by_many_is_computed_once(self, make_pair: MakePair) -> None:
-        pair = make_pair(prefill=PrefillConfig(max_batch_tokens=32))
-        shared = prompt_of(96)
-        specs = [pair.start(pair.spec([*shared, *prompt_of(6, seed)])) for seed in range(5)]
-        pair.run()
-        computed = pair.prefill_metrics.computed_tokens.labels(kind="prefill")._value.get()
-        assert computed == 96 + 5 * 6
-        fresh = make_pair()
-        for spec in specs:
-            assert pair.tokens(spec) == finish_alone(fresh, list(spec.prompt_token_ids))[0]
-
-    def test_a_prompt_that_waits_for_a_shared_prefix_goes_on_when_the_other_is_cancelled(
-        self, make_pair: MakePair
-    ) -> None:
-        pair = make_pair(prefill=PrefillConfig(max_batch_tokens=16))
-        first = pair.start(pair.spec(prompt_of(64)))
-        second = pair.start(pair.spec(prompt_of(64)))
-        pair.step_prefill()
-        pair.prefill.cancel(first.ref)
-        pair.decode.cancel(first.ref)
-        pair.run()
-        assert len(pair.tokens(second)) == 8
-
-    def test_only_what_decode_lacks_is_sent(self, make_pair: MakePair) -> None:
-        pair = make_pair()
-        prompt = prompt_of(64)
-        finish_alone(pair, prompt)
-        spec = pair.start(pair.spec([*prompt, *prompt_of(20, 5)]))
-        pair.run()
-        done = pair.events[spec.ref][-1]
-        assert isinstance(done, worker_pb2.PrefillEvent)
-        # 84 tokens are six blocks, of which decode has four.
-        assert done.done.bytes == 2 * pair.decode_engine.layout.block_bytes
-
-    def test_sliding_layers_send_their_window_only(self, make_pair: MakePair, gemma3: pathlib.Path) -> None:
-        pair = make_pair(gemma3, block_size=8)
-        layout = pair.decode_engine.layout
-        spec = pair.start(pair.spec(prompt_of(64)))
-        pair.run()
-        done = pair.events[spec.ref][-1]
-        assert isinstance(done, worker_pb2.PrefillEvent)
-        # Window 8 of 64 tokens: a query at 64 sees 57..64, so the last block of each sliding layer, all of the full
-        # one.
-        full = sum(len(group.layers) for group in layout.groups if group.window is None)
-        sliding = sum(len(group.layers) for group in layout.groups if group.window is not None)
-        assert done.done.bytes == layout.page_bytes * (8 * full + 1 * sliding)
-
-
-class TestScarcity:
-    def test_a_refused_reservation_changes_nothing(self, make_pair: MakePair) -> None:
-        pair = make_pair(decode_blocks=12)
-        holder = pair.spec(prompt_of(100), max_tokens=10)
-        pair.reserve(holder)
-        free = pair.decode_engine.cache.num_free
-        response = pair.decode.reserve(pair.spec(prompt_of(90, 1)), local_prefill=False)
-        assert response.refusal.reason == "blocks"
-        assert pair.decode_engine.cache.num_free == free
-        pair.decode.cancel(holder.ref)
-
-    def test_a_request_that_can_never_fit_is_invalid(self, make_pair: MakePair) -> None:
-        pair = make_pair(decode_blocks=12)
-        beyond: list[dict[str, Any]] = [{"max_tokens": 100}, {"n": 16, "max_tokens": 30}]
-        for too_much in beyond:
-            with pytest.raises(InvalidRequestError, match="max_tokens"):
-                pair.decode.reserve(pair.spec(prompt_of(90), **too_much), local_prefill=False)
-
-    def test_the_newest_is_preempted_and_resumes_with_the_same_tokens(self, make_pair: MakePair) -> None:
-        roomy = make_pair()
-        sampling: dict[str, Any] = {"max_tokens": 60, "temperature": 0.8, "seed": 2}
-        expected = [finish_alone(roomy, prompt_of(40, seed), **sampling)[0] for seed in (1, 2)]
-        pair = make_pair(decode_blocks=11)
-        old = pair.start(pair.spec(prompt_of(40, 1), **sampling))
-        new = pair.start(pair.spec(prompt_of(40, 2), **sampling))
-        while "PREEMPTED" not in pair.outbox.states(new.ref):
-            pair.step_prefill()
-            pair.step_decode()
-        delivered = tuple(pair.tokens(new))
-        pair.run()
-        assert pair.outbox.states(old.ref) == ["DECODING", "FINISHED"]
-        resumed = pair.start(
-            pair.spec(
-                prompt_of(40, 2), request_id=new.ref.request_id, attempt=2, delivered=[Delivered(delivered)], **sampling
-            )
-        )
-        pair.run()
-        assert [pair.tokens(old), pair.tokens(resumed)] == expected
-
-    def test_blocks_promised_to_an_admitted_prompt_are_not_given_to_another(self, make_pair: MakePair) -> None:
-        pair = make_pair(prefill_blocks=11, prefill=PrefillConfig(max_batch_tokens=32))
-        first = pair.start(pair.spec(prompt_of(128, 1)))
-        pair.step_prefill()
-        second = pair.start(pair.spec(prompt_of(96, 2)))
-        pair.run()
-        assert [len(pair.tokens(spec)) for spec in (first, second)] == [8, 8]
-
-    def test_a_local_prefill_with_windows_keeps_the_blocks_that_it_was_promised(
-        self, make_pair: MakePair, gemma3: pathlib.Path
-    ) -> None:
-        pair = make_pair(
-            gemma3, block_size=8, decode_blocks=110, decode=DecodeConfig(prefill_chunk_tokens=16, watermark=0.0)
-        )
-        local = pair.start(pair.spec(prompt_of(640, 1), max_tokens=2), local_prefill=True)
-        others = []
-        for seed in range(40):
-            pair.step_decode()
-            other = pair.spec(prompt_of(60, 2 + seed), max_tokens=2)
-            if pair.decode.reserve(other, local_prefill=False).HasField("ticket"):
-                others.append(other)
-        # Newcomers hold what was free beside the promise; the prefill ends although none of them ever starts.
-        assert others
-        while not any(token.ref == local.ref for token in pair.outbox.tokens):
-            assert pair.step_decode()
-        for other in others:
-            pair.decode.cancel(other.ref)
-
-    def test_a_replay_of_several_choices_waits_until_the_delivered_tokens_of_all_fit(self, make_pair: MakePair) -> None:
-        pair = make_pair(decode_blocks=30)
-        holder = pair.start(pair.spec(prompt_of(200, 1), max_tokens=30))
-        delivered = [Delivered(tuple(prompt_of(48, seed))) for seed in range(4)]
-        replay = pair.spec(prompt_of(32, 2), attempt=2, n=4, temperature=1.0, max_tokens=60, delivered=delivered)
-        # 32 tokens are two blocks, 48 delivered ones three for each choice: 14, and the holder has 13 of 29.
-        assert pair.decode.reserve(replay, local_prefill=True).HasField("ticket")
-        pair.decode.cancel(replay.ref)
-        second = pair.start(pair.spec(prompt_of(40, 3), max_tokens=4))
-        again = pair.spec(prompt_of(32, 2), attempt=3, n=4, temperature=1.0, max_tokens=60, delivered=delivered)
-        assert pair.decode.reserve(again, local_prefill=True).refusal.reason == "blocks"
-        pair.run()
-        assert [len(pair.tokens(spec)) for spec in (holder, second)] == [30, 4]
-
-    def test_prompts_wait_for_blocks_of_the_prefill_pool(self, make_pair: MakePair) -> None:
-        pair = make_pair(prefill_blocks=8)
-        specs = [pair.start(pair.spec(prompt_of(80, seed))) for seed in range(4)]
-        pair.run()
-        assert all(len(pair.tokens(spec)) == 8 for spec in specs)
 
 
 class TestStreams:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from baton.errors import InvalidRequestError
 from baton.v1 import inference_pb2
+from router.openai.format_name import resolve_format_name
 from router.openai.tools.base import ParsedDelta, Tool, ToolCallDelta, ToolParser, read_tools
 from router.openai.tools.detection import detect
 from router.openai.tools.grammar import GrammarBuilder
@@ -65,15 +66,15 @@ def resolve_format(configured: str, chat_template: str | None, vocab: Container[
     Raises:
         ValueError: no format has that name.
     """
-    if configured == "none":
-        return None
-    if configured == "auto":
-        return None if chat_template is None else detect(chat_template, vocab)
-    name = _ALIASES.get(configured, configured)
-    if name not in FORMATS:
-        known = ", ".join(["auto", "none", *FORMATS, *_ALIASES])
-        raise ValueError(f"router.tool_call_format is {configured!r}; it may be one of {known}")
-    return name
+    return resolve_format_name(
+        "router.tool_call_format",
+        configured,
+        chat_template,
+        vocab,
+        formats=FORMATS,
+        aliases=_ALIASES,
+        detect=detect,
+    )
 
 
 def parser_class(name: str) -> type[ToolParser]:
