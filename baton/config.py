@@ -52,6 +52,9 @@ class ModelConfig(Config):
     """Most tokens of a sequence, prompt and answer together; null means as many as the model was made for."""
     num_threads: Annotated[int, Field(ge=0)] = 0
     """Torch threads of one worker; 0 shares this machine's CPUs among its workers."""
+    max_threads: Annotated[int, Field(ge=0)] = 0
+    """Torch threads of a worker while all others of its host are idle; 0 means all CPUs if num_threads is 0, else as
+    many as that."""
 
     @pydantic.field_validator("served_name")
     @classmethod
@@ -90,10 +93,15 @@ class DecodeConfig(Config):
 
     max_batch_seqs: Positive = 128
     """Most sequences (choices) in one step."""
-    prefill_chunk_tokens: Positive = 64
-    """Tokens of local prefill in one step, beside the decodes."""
+    # Measured on CPUs, this many double a step of 8 sequences and add 40% to one of 32. A rest that is below
+    # local_prefill_tokens still takes one step; a larger chunk would only end several of these in the same one.
+    prefill_chunk_tokens: Positive = 32
+    """Most tokens of local prefill in one step, beside the decodes: what bounds how much longer a step takes for it."""
     local_prefill_tokens: Annotated[int, Field(ge=0)] = 32
     """Prompts of which the worker lacks fewer tokens than this are prefilled by itself."""
+    backlog_prefill_tokens: Annotated[int, Field(ge=0)] = 512
+    """Prompts of which the worker lacks at most this many tokens are prefilled by itself while every prefill worker has
+    so many waiting that it would take longer; 0 leaves them to the prefill workers."""
     watermark: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Share of the pool kept free at admission, so that running sequences can grow."""
     max_unacked_tokens: Positive = 1024
@@ -105,7 +113,7 @@ class TransferConfig(Config):
 
     transports: tuple[Literal["loopback", "shm", "grpc"], ...] = ("loopback", "shm", "grpc")
     """Ways that KV may take between workers, in order of preference: the first that both ends can use."""
-    frame_bytes: Positive = 1 << 20
+    frame_bytes: Positive = 2 << 20
     """Bytes of KV in the largest frame."""
     ring_bytes: Positive = 16 << 20
     """Bytes of the shared-memory ring of one sender and receiver."""

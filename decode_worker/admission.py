@@ -6,12 +6,11 @@ Called by the decode loop on the engine thread.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 from baton.config import DecodeConfig
 from baton.errors import InvalidRequestError
 from baton.requests import RequestSpec
-from decode_worker import scheduler
 from decode_worker.request import DecodeRequest, Phase, TokenSequence
 from engine.engine import Engine
 from engine.grammar import CompiledGrammar
@@ -54,14 +53,16 @@ class Admission:
     def reserve(
         self,
         spec: RequestSpec,
-        running: Sequence[DecodeRequest],
+        running: Collection[DecodeRequest],
         *,
+        arrival: int,
         local_prefill: bool,
         grammar: CompiledGrammar | None = None,
     ) -> Reserved | Refused:
         """Take the blocks of the shared prefix, and of one tail for each further choice.
 
         Args:
+            arrival: order of arrival of the request.
             grammar: the spec's, compiled.
 
         Raises:
@@ -83,7 +84,7 @@ class Admission:
         if needed > self._cache.num_free - self.num_owed(running) - watermark:
             return Refused("blocks", needed)
         states = states_after_prefix(spec, grammar) if local_prefill else []
-        return self._take(spec, token_ids, hashes, hit, num_tails, states, local_prefill=local_prefill)
+        return self._take(spec, token_ids, hashes, hit, num_tails, states, arrival=arrival, local_prefill=local_prefill)
 
     def _most_cached(self, spec: RequestSpec, local_prefill: bool) -> int:
         """Leading tokens that need not be computed here, if they are cached: a local prefill computes at least one, for
@@ -101,6 +102,7 @@ class Admission:
         num_tails: int,
         states: list[SamplingState],
         *,
+        arrival: int,
         local_prefill: bool,
     ) -> Reserved:
         num_tokens = len(token_ids)
@@ -115,16 +117,13 @@ class Admission:
             for index, (group, row) in enumerate(zip(self._layout.groups, blocks.rows(), strict=True)):
                 first = max(first_lacking, group.first_visible(num_tokens) // self._layout.block_size)
                 lacking.append((index, first, row[first:].tolist()))
-        view = scheduler.Sequence(
+        shared = TokenSequence(
             ref=spec.ref,
             priority=spec.priority,
-            arrival=0,
+            arrival=arrival,
             num_tokens=num_tokens,
             num_computed=hit.num_tokens,
             num_blocks=blocks.num_blocks,
-        )
-        shared = TokenSequence(
-            view=view,
             token_ids=list(token_ids),
             blocks=blocks,
             block_hashes=hashes,
@@ -144,9 +143,9 @@ class Admission:
             if request.phase is not Phase.DECODING:
                 owed += self._forced_blocks(request.spec)
             for sequence in request.runnable:
-                if sequence.view.num_remaining > 1:
+                if sequence.num_remaining > 1:
                     owed += self._cache.blocks_to_come(
-                        sequence.blocks, sequence.view.num_tokens, chunk_tokens=self._config.prefill_chunk_tokens
+                        sequence.blocks, sequence.num_tokens, chunk_tokens=self._config.prefill_chunk_tokens
                     )
         return owed
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from decode_worker import scheduler
 from decode_worker.request import DecodeRequest, TokenSequence
 from engine.kv.cache import KVCache, SequenceBlocks
 from engine.sampling_state import SamplingState
@@ -32,7 +31,7 @@ def fork_choices(request: DecodeRequest, firsts: Mapping[int, tuple[int, bool]],
             blocks = shared.blocks
         else:
             tail = request.tails.pop() if request.tails else None
-            forked = cache.fork(shared.blocks, shared.view.num_computed, tail=tail)
+            forked = cache.fork(shared.blocks, shared.num_computed, tail=tail)
             assert forked is not None, "the tails of a request's choices are reserved with it"
             blocks = forked
         request.sequences[choice] = _sequence(request, shared, choice, blocks, firsts[choice][0], cache)
@@ -59,19 +58,18 @@ def _sequence(
     state.extend(generated)
     token_ids = [*spec.prompt_token_ids, *generated]
     return TokenSequence(
-        view=scheduler.Sequence(
-            ref=spec.ref,
-            priority=spec.priority,
-            arrival=request.arrival,
-            num_tokens=len(token_ids),
-            num_computed=shared.view.num_computed,
-            num_blocks=cache.layout.num_blocks(shared.view.num_computed),
-            choice=choice,
-        ),
+        ref=spec.ref,
+        priority=spec.priority,
+        arrival=request.arrival,
+        num_tokens=len(token_ids),
+        num_computed=shared.num_computed,
+        num_blocks=cache.layout.num_blocks(shared.num_computed),
+        choice=choice,
         token_ids=token_ids,
         blocks=blocks,
         block_hashes=list(shared.block_hashes),
         salt_root=shared.salt_root,
         num_prompt_tokens=len(spec.prompt_token_ids),
         states=[state],
+        lane=request.mailbox.lanes[choice],
     )

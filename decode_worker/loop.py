@@ -9,10 +9,9 @@ over, a failed step), `_release` is the one exit: it frees the blocks, after a c
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
-
-import torch
 
 from baton.config import DecodeConfig
 from baton.errors import (
@@ -25,24 +24,24 @@ from baton.errors import (
 )
 from baton.internal.v1 import transfer_pb2, worker_pb2
 from baton.metrics import SchedulerMetrics
-from baton.requests import AttemptRef, FinishReason, Logprobs, RequestSpec
+from baton.requests import AttemptRef, FinishReason, Logprobs, RequestSpec, Token
 from baton.wire import ref_to_wire
-from decode_worker import scheduler
 from decode_worker.admission import Admission, Refused
+from decode_worker.batch import Computed, RunningBatch
 from decode_worker.choices import fork_choices
 from decode_worker.outbox import Outbox
 from decode_worker.report import StepReport
 from decode_worker.request import DecodeRequest, Phase, TokenSequence
 from decode_worker.tracing import DecodeTrace
-from engine.batch import BatchItem
 from engine.engine import Engine
 from engine.grammar import CompiledGrammar
-from engine.prompt_logprobs import num_logits, score_chunk
+from engine.prompt_logprobs import score_chunk
 from engine.sampling import sample
 from engine.sampling_state import SamplingState
 from kvtransfer.lease import LeaseTable
 from kvtransfer.receiver import Receiver
 from worker.attempts import Tombstones
+from worker.deadlines import Deadlines
 from worker.watch import WatchPublisher
 
 logger = logging.getLogger(__name__)
@@ -74,20 +73,20 @@ class DecodeLoop:
         self._metrics = metrics
         self._clock = clock
         self._admission = Admission(engine, config)
-        self._limits = scheduler.Limits(
-            max_seqs=config.max_batch_seqs,
-            prefill_tokens=config.prefill_chunk_tokens,
-            block_size=engine.layout.block_size,
-            num_groups=len(engine.layout.groups),
-        )
         self._requests: dict[AttemptRef, DecodeRequest] = {}
+        self._batch = RunningBatch(engine, self._requests, config, clock)
         # Ended while a copy-in was under way: their blocks wait for the receiver.
         self._letting_go: dict[AttemptRef, DecodeRequest] = {}
         self._num_arrived = 0
-        self._current: list[DecodeRequest] = []
+        # What a step that fails was about.
+        self._current: list[TokenSequence] = []
+        self._deadlines = Deadlines(self._requests)
+        self._counts_are_stale = True
         self._report = StepReport(outbox, watch, metrics, clock=clock)
         self._draining = False
         metrics.kv_blocks.set(self._cache.pool.num_usable)
+        self._decoded_tokens = metrics.computed_tokens.labels(kind="decode")
+        self._prefilled_tokens = metrics.computed_tokens.labels(kind="prefill")
         self._publish()
 
     # Commands
@@ -116,8 +115,9 @@ class DecodeLoop:
             if ref.attempt >= spec.ref.attempt:
                 raise DuplicateRequestError(f"request {ref.request_id}: attempt {ref.attempt} is running")
             self.cancel(ref)
+        self._num_arrived += 1
         admitted = self._admission.reserve(
-            spec, list(self._requests.values()), local_prefill=local_prefill, grammar=grammar
+            spec, self._requests.values(), arrival=self._num_arrived, local_prefill=local_prefill, grammar=grammar
         )
         if isinstance(admitted, Refused):
             self._metrics.refused.labels(admitted.reason).inc()
@@ -127,14 +127,13 @@ class DecodeLoop:
                 )
             )
         now = self._clock()
-        self._num_arrived += 1
         shared = admitted.shared
-        shared.view.arrival = self._num_arrived
         request = DecodeRequest(
             spec=spec,
-            arrival=self._num_arrived,
+            arrival=shared.arrival,
             phase=Phase.PREFILLING if local_prefill else Phase.RECEIVING,
             shared=shared,
+            mailbox=self._outbox.open(spec),
             tails=admitted.tails,
             cached_tokens=admitted.cached_tokens,
             accepted_s=now,
@@ -144,7 +143,8 @@ class DecodeLoop:
         )
         self._requests[spec.ref] = request
         self._leases.grant(spec.ref)
-        self._outbox.open(spec.ref, spec.router_id)
+        self._deadlines.add(request)
+        self._changed()
         scored_here = local_prefill and spec.sampling.prompt_logprobs is not None
         if spec.ref.attempt == 1 and not scored_here:
             # Another attempt would find what an earlier one computed; a scored prompt is computed whole.
@@ -165,7 +165,7 @@ class DecodeLoop:
             return
         assert request.shared is not None
         self._receiver.release(ref)
-        request.shared.view.num_computed = len(request.shared.token_ids)
+        request.shared.num_computed = len(request.shared.token_ids)
         try:
             self._fork(request, {first.choice: (first.token_id, first.finished) for first in first_tokens})
         except Exception as error:
@@ -205,7 +205,8 @@ class DecodeLoop:
             return
         request.ended_choices.add(choice)
         if (sequence := request.sequences.pop(choice, None)) is not None:
-            self._cache.free(sequence.blocks)
+            self._batch.leave(sequence)
+            self._changed()
             if not request.sequences:
                 self._finish(request)
 
@@ -222,32 +223,41 @@ class DecodeLoop:
         return not self._requests and not self._letting_go
 
     def next_wakeup_s(self) -> float | None:
-        deadlines = [r.deadline_s for r in self._requests.values() if r.deadline_s is not None]
-        if (expiry := self._leases.next_expiry_s) is not None:
-            deadlines.append(expiry)
-        return max(0.0, min(deadlines) - self._clock()) if deadlines else None
+        return self._deadlines.wait_s(self._clock(), self._leases.next_expiry_s)
 
     def step(self) -> bool:
         """Take every running sequence one token further. False when nothing could be computed."""
         started_s = self._clock()
         self._sweep(started_s)
-        work = self._plan()
-        if work:
-            self._compute(work)
-            num_tokens = sum(item.num_tokens for item, _, _ in work)
-            num_decodes = sum(item.num_tokens == 1 for item, _, _ in work)
-            self._metrics.step_s.observe(self._clock() - started_s)
-            self._metrics.step_tokens.observe(num_tokens)
-            self._metrics.computed_tokens.labels(kind="decode").inc(num_decodes)
-            self._metrics.computed_tokens.labels(kind="prefill").inc(num_tokens - num_decodes)
+        plan = self._batch.plan()
+        while plan.preempt is not None:
+            self._preempt(self._requests[plan.preempt])
+            plan = self._batch.plan()
+        if plan.is_empty:
+            self._publish()
+            return False
+        self._current = [*plan.decodes, *(chunk.sequence for chunk in plan.chunks)]
+        computed = self._batch.compute(plan)
+        if plan.chunks:
+            # Blocks that were owed are taken.
+            self._counts_are_stale = True
+        self._take(computed)
+        self._current = []
         self._publish()
-        return bool(work)
+        num_prefilled = sum(chunk.num_tokens for chunk in plan.chunks)
+        self._decoded_tokens.inc(len(plan.decodes))
+        self._prefilled_tokens.inc(num_prefilled)
+        self._metrics.step_tokens.observe(len(plan.decodes) + num_prefilled)
+        step_s = self._clock() - started_s
+        self._metrics.step_s.observe(step_s)
+        self._metrics.step_overhead_s.observe(step_s - computed.model_s)
+        return True
 
     def fail(self, error: Exception) -> None:
         """A step raised: the requests that it was about end, everything else goes on."""
         self._metrics.step_failures.inc()
-        for request in self._current:
-            if request.phase is not Phase.ENDED:
+        for ref in {sequence.ref for sequence in self._current}:
+            if (request := self._requests.get(ref)) is not None:
                 self._end(request, InternalError(f"decode failed: {type(error).__name__}: {error}"))
         self._current = []
         self._publish()
@@ -258,24 +268,13 @@ class DecodeLoop:
             self._outbox.forget(ref)
             if (request := self._requests.get(ref)) is not None:
                 self._release(request)
-        for request in list(self._requests.values()):
-            if request.deadline_s is not None and now_s >= request.deadline_s:
-                self._end(request, DeadlineError("the deadline passed during decode"))
+        for request in self._deadlines.passed(now_s):
+            self._end(request, DeadlineError("the deadline passed during decode"))
 
-    def _plan(self) -> list[tuple[scheduler.Work, DecodeRequest, TokenSequence]]:
-        """Preempt until the most important sequences can go on; then what to compute."""
-        while True:
-            runnable = {
-                sequence.view: (request, sequence)
-                for request in self._requests.values()
-                for sequence in request.runnable
-            }
-            for view, (request, _) in runnable.items():
-                view.paused = self._outbox.num_unacked(view.ref, view.choice) >= request.spec.max_unacked_tokens
-            plan = scheduler.plan_step(runnable, self._cache.num_free, self._limits)
-            if plan.preempt is None:
-                return [(item, *runnable[item.sequence]) for item in plan.work]
-            self._preempt(self._requests[plan.preempt])
+    def _changed(self) -> None:
+        """Requests or sequences have come, gone or moved on."""
+        self._counts_are_stale = True
+        self._batch.changed()
 
     def _preempt(self, request: DecodeRequest) -> None:
         """Give the request's blocks back.
@@ -287,63 +286,31 @@ class DecodeLoop:
         self._report.ended(request, worker_pb2.REQUEST_STATE_PREEMPTED)
         self._release(request)
 
-    # Computing
+    # What a step made
 
-    def _compute(self, work: Sequence[tuple[scheduler.Work, DecodeRequest, TokenSequence]]) -> None:
-        self._current = [request for _, request, _ in work]
-        items: list[BatchItem] = []
-        for item, request, sequence in work:
-            view = sequence.view
-            end = view.num_computed + item.num_tokens
-            allocated = self._cache.allocate(sequence.blocks, end)
-            assert allocated, "the scheduler counted blocks that are not free"
-            view.num_blocks = self._engine.layout.num_blocks(end)
-            items.append(
-                BatchItem(
-                    token_ids=sequence.token_ids[view.num_computed : end],
-                    start=view.num_computed,
-                    tables=sequence.blocks.rows(),
-                    num_logits=num_logits(request.spec, view.num_computed, end)
-                    if request.phase is Phase.PREFILLING
-                    else int(end == view.num_tokens),
-                )
-            )
-        logits = self._engine.runner.execute(items)
-        reached: list[tuple[DecodeRequest, TokenSequence]] = []
-        last_rows: list[int] = []
-        num_rows = 0
-        for (item, request, sequence), computed in zip(work, items, strict=True):
-            view = sequence.view
-            num_rows += computed.num_logits
-            if request.phase is Phase.PREFILLING and request.spec.sampling.prompt_logprobs is not None:
-                chunk = logits[num_rows - computed.num_logits : num_rows]
-                self._report.scored(request, score_chunk(request.spec, computed.start, chunk))
-            view.num_computed += item.num_tokens
-            self._cache.register(
-                sequence.blocks, sequence.extend_hashes(self._engine.layout.block_size), view.num_computed
-            )
-            self._cache.free_out_of_window(sequence.blocks, view.num_computed)
-            if not view.num_remaining:
-                reached.append((request, sequence))
-                last_rows.append(num_rows - 1)
-        if reached:
-            self._sample(reached, logits if len(last_rows) == num_rows else logits[last_rows])
-        self._current = []
-
-    def _sample(self, reached: Sequence[tuple[DecodeRequest, TokenSequence]], logits: torch.Tensor) -> None:
-        """Choose the next token of each sequence whose tokens are all computed; row i of the logits belongs to the
-        i-th."""
-        states = [state for _, sequence in reached for state in sequence.states]
-        if any(len(sequence.states) != 1 for _, sequence in reached):
-            logits = logits[[row for row, (_, sequence) in enumerate(reached) for _ in sequence.states]]
+    def _take(self, computed: Computed) -> None:
+        """Choose the next token of each sequence whose tokens are all computed."""
+        for request, start, logits in computed.scored:
+            self._report.scored(request, score_chunk(request.spec, start, logits))
+        reached, logits = computed.reached, computed.logits
+        if not reached:
+            return
+        states = [state for sequence in reached for state in sequence.states]
+        # A prompt may have any number of choices to sample, and none as well.
+        if any(len(sequence.states) != 1 for sequence in reached[computed.num_decoded :]):
+            logits = logits[[row for row, sequence in enumerate(reached) for _ in sequence.states]]
         result = sample(logits, states)
-        sampled = iter(zip(result.token_ids, result.logprobs, strict=True))
-        for request, sequence in reached:
-            tokens = [(state, *next(sampled)) for state in sequence.states]
-            if request.phase is Phase.PREFILLING:
-                self._finish_prefill(request, tokens)
-            elif request.phase is Phase.DECODING:
-                self._advance(request, sequence, *tokens[0][1:])
+        num_decoded = computed.num_decoded
+        self._batch.advance(result.token_ids[:num_decoded])
+        sampled = zip(states, result.token_ids, result.logprobs, strict=True)
+        for sequence, (_, token_id, logprobs) in zip(reached[:num_decoded], sampled, strict=False):
+            self._advance(sequence, token_id, logprobs)
+        for sequence in reached[num_decoded:]:
+            tokens = list(itertools.islice(sampled, len(sequence.states)))
+            if sequence.lane is None:
+                self._finish_prefill(self._requests[sequence.ref], tokens)
+            else:
+                self._advance(sequence, *tokens[0][1:])
 
     def _finish_prefill(
         self, request: DecodeRequest, sampled: Sequence[tuple[SamplingState, int, Logprobs | None]]
@@ -358,26 +325,28 @@ class DecodeLoop:
                 self._end(request, state.error)
                 return
             reason = state.finish_reason(token_id)
-            tokens.append(self._report.token(request, state.choice, position, token_id, logprobs, reason))
+            self._report.token(request.mailbox.lanes[state.choice], position, token_id, logprobs, reason)
+            tokens.append(Token(request.spec.ref, state.choice, position, token_id, logprobs, reason))
         self._fork(request, request.spec.first_outcomes(tokens))
 
     def _fork(self, request: DecodeRequest, firsts: dict[int, tuple[int, bool]]) -> None:
         """The shared prefix is computed: make a sequence for every choice that goes on."""
         shared = request.shared
         assert shared is not None
-        self._cache.register(
-            shared.blocks, shared.extend_hashes(self._engine.layout.block_size), shared.view.num_computed
-        )
+        self._cache.register(shared.blocks, shared.extend_hashes(self._engine.layout.block_size), shared.num_computed)
         request.phase = Phase.DECODING
         request.started_s = self._clock()
+        self._changed()
         fork_choices(request, firsts, self._cache)
         if not request.sequences:
             self._finish(request)
 
-    def _advance(
-        self, request: DecodeRequest, sequence: TokenSequence, token_id: int, logprobs: Logprobs | None
-    ) -> None:
+    def _advance(self, sequence: TokenSequence, token_id: int, logprobs: Logprobs | None) -> None:
         """A choice has its next token."""
+        request = self._requests.get(sequence.ref)
+        if request is None:
+            # It ended in this step, where another of its choices failed.
+            return
         position = sequence.num_generated
         reason = sequence.append(token_id)
         if (error := sequence.states[0].error) is not None:
@@ -386,13 +355,9 @@ class DecodeLoop:
         if request.first_step_s is None:
             request.first_step_s = self._clock() - request.started_s
             self._report.decoding(request)
-        choice = sequence.view.choice
-        self._report.token(request, choice, position, token_id, logprobs, reason)
+        self._report.token(request.mailbox.lanes[sequence.choice], position, token_id, logprobs, reason)
         if reason is not FinishReason.NONE:
-            self._cache.free(sequence.blocks)
-            del request.sequences[choice]
-            if not request.sequences:
-                self._finish(request)
+            self.end_choice(sequence.ref, sequence.choice)
 
     # Ends
 
@@ -426,17 +391,20 @@ class DecodeLoop:
 
     def _free(self, request: DecodeRequest) -> None:
         if request.shared is not None:
-            self._cache.free(request.shared.blocks)
+            self._batch.leave(request.shared)
             request.shared = None
         for sequence in request.sequences.values():
-            self._cache.free(sequence.blocks)
+            self._batch.leave(sequence)
         request.sequences.clear()
         self._cache.free_tails(request.tails)
         request.tails = []
+        self._changed()
         self._publish()
 
     def _publish(self) -> None:
         self._report.send()
-        requests = self._requests.values()
-        num_free = max(0, self._cache.num_free - self._admission.num_owed(requests))
-        self._report.publish_load(requests, self._cache, num_free=num_free, draining=self._draining)
+        if self._counts_are_stale:
+            self._counts_are_stale = False
+            requests = self._requests.values()
+            self._report.count(requests, self._admission.num_owed(requests))
+        self._report.publish_load(self._cache, draining=self._draining)

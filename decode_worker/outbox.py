@@ -15,32 +15,61 @@ import threading
 from collections.abc import AsyncGenerator, Iterable
 
 from baton.internal.v1 import worker_pb2
-from baton.requests import AttemptRef
-from baton.wire import ref_from_wire
+from baton.requests import AttemptRef, RequestSpec
+from baton.wire import ref_from_wire, ref_to_wire
 
 # Prompt logprobs that travel in one message: beyond this the rest follows in another.
 _SCORE_BYTES = 1 << 20
 
 
-@dataclasses.dataclass(slots=True)
-class _Record:
-    """One attempt's messages that its router has not acknowledged.
+@dataclasses.dataclass(slots=True, eq=False)
+class Lane:
+    """The tokens of one choice that its router has not acknowledged.
 
     Attributes:
-        scores: the prompt's logprobs; the first token of any choice comes after them and is acknowledged for them too.
-        ended: choices that the router has ended; their tokens are dropped.
+        template: what all messages of the choice have in common.
+        max_tokens: with so many tokens it is full.
+        is_open: whether the router wants the choice's tokens.
     """
 
     router_id: str
-    tokens: dict[int, collections.deque[worker_pb2.TokenOut]] = dataclasses.field(default_factory=dict)
+    template: worker_pb2.TokenOut
+    max_tokens: int
+    tokens: collections.deque[worker_pb2.TokenOut] = dataclasses.field(default_factory=collections.deque)
+    is_open: bool = True
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the choice should pause. Any thread may ask, without the lock."""
+        return len(self.tokens) >= self.max_tokens
+
+    def close(self) -> None:
+        """Nobody wants more of the choice."""
+        self.is_open = False
+        self.tokens.clear()
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Mailbox:
+    """One attempt's messages that its router has not acknowledged. Guarded by the outbox's lock.
+
+    Attributes:
+        lanes: one for each choice.
+        scores: the prompt's logprobs; the first token of any choice comes after them and is acknowledged for them too.
+        is_open: whether its router wants anything; what else is published is dropped.
+        is_complete: whether nothing more will be published.
+    """
+
+    router_id: str
+    lanes: list[Lane]
     updates: list[worker_pb2.RequestUpdate] = dataclasses.field(default_factory=list)
     scores: list[worker_pb2.PromptLogprobs] = dataclasses.field(default_factory=list)
-    ended: set[int] = dataclasses.field(default_factory=set)
-    closed: bool = False
+    is_open: bool = True
+    is_complete: bool = False
 
     @property
     def is_done(self) -> bool:
-        return self.closed and not self.scores and not any(self.tokens.values())
+        return self.is_complete and not self.scores and not any(lane.tokens for lane in self.lanes)
 
 
 class _Stream:
@@ -53,6 +82,7 @@ class _Stream:
         self.updates: list[worker_pb2.RequestUpdate] = []
         self.scores: collections.deque[worker_pb2.PromptLogprobs] = collections.deque()
         self.superseded = False
+        self._is_woken = False
 
     def take_scores(self) -> list[worker_pb2.PromptLogprobs]:
         """The next prompt logprobs, as many as fit one message well."""
@@ -64,7 +94,15 @@ class _Stream:
         return taken
 
     def wake(self) -> None:
-        self.loop.call_soon_threadsafe(self.ready.set)
+        """There is something to send. Waking another thread's loop costs a system call, so once is enough."""
+        if not self._is_woken:
+            self._is_woken = True
+            self.loop.call_soon_threadsafe(self.ready.set)
+
+    def rest(self) -> None:
+        """There is nothing more to send."""
+        self._is_woken = False
+        self.ready.clear()
 
 
 class Outbox:
@@ -72,68 +110,74 @@ class Outbox:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._records: dict[AttemptRef, _Record] = {}
+        self._mailboxes: dict[AttemptRef, Mailbox] = {}
         self._streams: dict[str, _Stream] = {}
 
     # The engine thread
 
-    def open(self, ref: AttemptRef, router_id: str) -> None:
-        """An attempt was accepted; its messages go to `router_id`."""
+    def open(self, spec: RequestSpec) -> Mailbox:
+        """An attempt was accepted: where its messages are put."""
+        ref = ref_to_wire(spec.ref)
+        lanes = [
+            Lane(spec.router_id, worker_pb2.TokenOut(ref=ref, choice=choice), spec.max_unacked_tokens)
+            for choice in range(spec.sampling.n)
+        ]
+        mailbox = Mailbox(spec.router_id, lanes)
         with self._lock:
-            self._records[ref] = _Record(router_id)
+            self._mailboxes[spec.ref] = mailbox
+        return mailbox
 
     def publish(
         self,
-        tokens: Iterable[tuple[AttemptRef, worker_pb2.TokenOut]],
-        updates: Iterable[tuple[AttemptRef, worker_pb2.RequestUpdate]],
-        scores: Iterable[tuple[AttemptRef, worker_pb2.PromptLogprobs]] = (),
+        tokens: Iterable[tuple[Lane, worker_pb2.TokenOut]],
+        updates: Iterable[tuple[Mailbox, worker_pb2.RequestUpdate]],
+        scores: Iterable[tuple[Mailbox, worker_pb2.PromptLogprobs]] = (),
     ) -> None:
-        """Keep and send what one step made; what is of attempts that were closed by `forget` is dropped."""
-        woken: set[str] = set()
+        """Keep and send what one step made."""
+        woken: set[_Stream] = set()
         with self._lock:
-            for ref, score in scores:
-                if (record := self._records.get(ref)) is not None:
-                    record.scores.append(score)
-                    if (stream := self._streams.get(record.router_id)) is not None:
-                        stream.scores.append(score)
-                        woken.add(record.router_id)
-            for ref, token in tokens:
-                if (record := self._records.get(ref)) is not None and token.choice not in record.ended:
-                    record.tokens.setdefault(token.choice, collections.deque()).append(token)
-                    if (stream := self._streams.get(record.router_id)) is not None:
+            streams = self._streams
+            for lane, token in tokens:
+                if lane.is_open:
+                    lane.tokens.append(token)
+                    if (stream := streams.get(lane.router_id)) is not None:
                         stream.tokens.append(token)
-                        woken.add(record.router_id)
-            for ref, update in updates:
-                if (record := self._records.get(ref)) is not None:
-                    record.updates.append(update)
-                    if (stream := self._streams.get(record.router_id)) is not None:
+                        woken.add(stream)
+            for mailbox, score in scores:
+                if mailbox.is_open:
+                    mailbox.scores.append(score)
+                    if (stream := streams.get(mailbox.router_id)) is not None:
+                        stream.scores.append(score)
+                        woken.add(stream)
+            for mailbox, update in updates:
+                if mailbox.is_open:
+                    mailbox.updates.append(update)
+                    if (stream := streams.get(mailbox.router_id)) is not None:
                         stream.updates.append(update)
-                        woken.add(record.router_id)
-            for router_id in woken:
-                self._streams[router_id].wake()
+                        woken.add(stream)
+            for stream in woken:
+                stream.wake()
 
-    def close(self, ref: AttemptRef) -> None:
+    def complete(self, ref: AttemptRef) -> None:
         """Nothing more will be published for `ref`; it is dropped once everything is acknowledged."""
         with self._lock:
-            if (record := self._records.get(ref)) is not None:
-                record.closed = True
-                if record.is_done and not record.updates:
-                    del self._records[ref]
+            if (mailbox := self._mailboxes.get(ref)) is not None:
+                mailbox.is_complete = True
+                if mailbox.is_done and not mailbox.updates:
+                    del self._mailboxes[ref]
 
     def forget(self, ref: AttemptRef) -> None:
         """Drop an attempt that nobody waits for."""
         with self._lock:
-            self._records.pop(ref, None)
-
-    def num_unacked(self, ref: AttemptRef, choice: int) -> int:
-        with self._lock:
-            record = self._records.get(ref)
-            return len(record.tokens.get(choice, ())) if record is not None else 0
+            if (mailbox := self._mailboxes.pop(ref, None)) is not None:
+                mailbox.is_open = False
+                for lane in mailbox.lanes:
+                    lane.close()
 
     @property
     def num_records(self) -> int:
         """Attempts with something unacknowledged, or still running."""
-        return len(self._records)
+        return len(self._mailboxes)
 
     # The event loop
 
@@ -143,12 +187,12 @@ class Outbox:
         with self._lock:
             for cursor in cursors:
                 ref = ref_from_wire(cursor.ref)
-                record = self._records.get(ref)
-                if record is None:
+                mailbox = self._mailboxes.get(ref)
+                if mailbox is None:
                     continue
-                self._trim(record, cursor)
-                if record.is_done:
-                    del self._records[ref]
+                self._trim(mailbox, cursor)
+                if mailbox.is_done:
+                    del self._mailboxes[ref]
                     done.append(ref)
         return done
 
@@ -159,14 +203,14 @@ class Outbox:
         stream = _Stream(asyncio.get_running_loop())
         with self._lock:
             for cursor in cursors:
-                if (record := self._records.get(ref_from_wire(cursor.ref))) is not None:
-                    self._trim(record, cursor)
-            for record in self._records.values():
-                if record.router_id == router_id:
-                    stream.scores.extend(record.scores)
-                    for tokens in record.tokens.values():
-                        stream.tokens.extend(tokens)
-                    stream.updates.extend(record.updates)
+                if (mailbox := self._mailboxes.get(ref_from_wire(cursor.ref))) is not None:
+                    self._trim(mailbox, cursor)
+            for mailbox in self._mailboxes.values():
+                if mailbox.router_id == router_id:
+                    stream.scores.extend(mailbox.scores)
+                    for lane in mailbox.lanes:
+                        stream.tokens.extend(lane.tokens)
+                    stream.updates.extend(mailbox.updates)
             if (old := self._streams.get(router_id)) is not None:
                 old.superseded = True
                 old.wake()
@@ -185,7 +229,7 @@ class Outbox:
                     output = worker_pb2.StepOutput(prompt_logprobs=stream.take_scores())
                     if not stream.scores:
                         # What follows the prompt never comes before it.
-                        stream.ready.clear()
+                        stream.rest()
                         output.tokens.extend(stream.tokens)
                         output.updates.extend(stream.updates)
                         stream.tokens, stream.updates = [], []
@@ -196,12 +240,13 @@ class Outbox:
                     del self._streams[router_id]
 
     @staticmethod
-    def _trim(record: _Record, cursor: worker_pb2.Cursor) -> None:
+    def _trim(mailbox: Mailbox, cursor: worker_pb2.Cursor) -> None:
         if cursor.position > 0:
-            record.scores.clear()
+            mailbox.scores.clear()
+        if cursor.choice >= len(mailbox.lanes):
+            return
+        lane = mailbox.lanes[cursor.choice]
         if cursor.ended:
-            record.ended.add(cursor.choice)
-            record.tokens.pop(cursor.choice, None)
-        tokens = record.tokens.get(cursor.choice)
-        while tokens and tokens[0].position < cursor.position:
-            tokens.popleft()
+            lane.close()
+        while lane.tokens and lane.tokens[0].position < cursor.position:
+            lane.tokens.popleft()

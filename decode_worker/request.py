@@ -8,6 +8,7 @@ import enum
 from baton.hashing import extend_chain
 from baton.logs import RequestName
 from baton.requests import FinishReason, RequestSpec
+from decode_worker.outbox import Lane, Mailbox
 from decode_worker.scheduler import Sequence
 from decode_worker.tracing import DecodeTrace
 from engine.grammar import CompiledGrammar
@@ -25,25 +26,29 @@ class Phase(enum.Enum):
     ENDED = enum.auto()
 
 
-@dataclasses.dataclass(slots=True, eq=False)
-class TokenSequence:
+@dataclasses.dataclass(slots=True, eq=False, kw_only=True)
+class TokenSequence(Sequence):
     """Tokens with their blocks: the shared prefix while it is prefilled here, then one for each choice.
 
     Attributes:
-        view: what the scheduler sees.
         token_ids: all tokens known so far, the prompt's first.
         block_hashes: hashes of the leading full blocks, as far as they were needed.
         num_prompt_tokens: where the generated tokens begin.
         states: how to sample what follows: one entry, or for a shared prefix one for each choice to be sampled.
+        lane: where the tokens of a choice go; None for a shared prefix.
+        row: of the batch's `DecodeRows`; None while it has none.
+        next_change: the smallest `num_computed` at which one of its blocks is full or a window has passed one.
     """
 
-    view: Sequence
     token_ids: list[int]
     blocks: SequenceBlocks
     block_hashes: list[bytes]
     salt_root: bytes
     num_prompt_tokens: int
     states: list[SamplingState]
+    lane: Lane | None = None
+    row: int | None = None
+    next_change: int = 0
 
     @property
     def num_generated(self) -> int:
@@ -51,14 +56,15 @@ class TokenSequence:
 
     def append(self, token_id: int) -> FinishReason:
         """A token was chosen for this choice; it will be computed by the next step, unless it ends the choice."""
+        state = self.states[0]
         self.token_ids.append(token_id)
-        self.states[0].append(token_id)
-        self.view.num_tokens += 1
-        return self.states[0].finish_reason(token_id)
+        self.num_tokens += 1
+        state.append(token_id)
+        return state.finish_reason(token_id)
 
     def extend_hashes(self, block_size: int) -> list[bytes]:
         """The hashes of all full blocks that are computed."""
-        num_full = self.view.num_computed // block_size
+        num_full = self.num_computed // block_size
         if num_full > len(self.block_hashes):
             start = len(self.block_hashes)
             parent = self.block_hashes[-1] if start else self.salt_root
@@ -74,6 +80,7 @@ class DecodeRequest:
 
     Attributes:
         shared: the prefix of all choices, until they are forked from it.
+        mailbox: where what its router is told goes.
         tails: one copy of the partial last block, reserved for each choice but the first.
         sequences: the running choices.
         grammar: the spec's, compiled.
@@ -85,6 +92,7 @@ class DecodeRequest:
     arrival: int
     phase: Phase
     shared: TokenSequence | None
+    mailbox: Mailbox
     tails: list[list[Block]]
     cached_tokens: int
     accepted_s: float

@@ -9,8 +9,9 @@ pool alone, it ends.
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
-from collections.abc import Iterable
+from typing import Generic, TypeVar
 
 from baton.requests import AttemptRef
 
@@ -46,20 +47,33 @@ class Sequence:
         return (self.priority, self.arrival, self.choice)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Work:
-    """Compute the next `num_tokens` tokens of a sequence."""
+S = TypeVar("S", bound=Sequence)
 
-    sequence: Sequence
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Chunk(Generic[S]):
+    """Compute the next `num_tokens` tokens of a sequence that lacks more than one."""
+
+    sequence: S
     num_tokens: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Plan:
-    """One step's work, or the request to preempt before planning again (then `work` is empty)."""
+class Plan(Generic[S]):
+    """One step's work, or the request to preempt before planning again (then there is none).
 
-    work: tuple[Work, ...] = ()
+    Attributes:
+        decodes: sequences that compute their one remaining token.
+    """
+
+    decodes: tuple[S, ...] = ()
+    chunks: tuple[Chunk[S], ...] = ()
     preempt: AttemptRef | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to compute."""
+        return not self.decodes and not self.chunks
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,31 +91,47 @@ class Limits:
     num_groups: int
 
 
-def plan_step(sequences: Iterable[Sequence], free_blocks: int, limits: Limits) -> Plan:
-    """Decodes first, then chunks of local prefill with what remains of the blocks and of the budget."""
-    ordered = sorted(sequences, key=lambda sequence: sequence.order)
-    work: list[Work] = []
+def plan_step(ordered: collections.abc.Sequence[S], free_blocks: int, limits: Limits) -> Plan[S]:
+    """Decodes first, then chunks of local prefill with what remains of the blocks and of the budget.
+
+    Of prompts with one priority those whose rest fits the budget come first: a turn of a conversation that lacks a few
+    tokens is computed in the next step, whatever backlog of longer prompts this worker has taken.
+
+    Args:
+        ordered: by `Sequence.order`.
+    """
+    decodes: list[S] = []
+    prompts: list[S] = []
     for sequence in ordered:
-        if sequence.num_remaining != 1 or sequence.paused or len(work) == limits.max_seqs:
+        end = sequence.num_computed + 1
+        if sequence.num_tokens != end:
+            if sequence.num_tokens > end:
+                prompts.append(sequence)
             continue
-        needed = _new_blocks(sequence, 1, limits)
-        if needed <= free_blocks:
+        if sequence.paused or len(decodes) == limits.max_seqs:
+            continue
+        if end > sequence.num_blocks * limits.block_size:
+            needed = _new_blocks(sequence, 1, limits)
+            if needed > free_blocks:
+                if (victim := _victim(ordered)) is not None:
+                    return Plan(preempt=victim)
+                continue
             free_blocks -= needed
-            work.append(Work(sequence, 1))
-        elif (victim := _victim(ordered)) is not None:
-            return Plan(preempt=victim)
+        decodes.append(sequence)
+    prompts.sort(key=lambda prompt: (prompt.priority, prompt.num_remaining > limits.prefill_tokens))
     budget = limits.prefill_tokens
-    for sequence in ordered:
-        if sequence.num_remaining <= 1 or budget == 0:
-            continue
+    chunks: list[Chunk[S]] = []
+    for sequence in prompts:
+        if budget == 0:
+            break
         num_tokens = _fitting_chunk(sequence, min(sequence.num_remaining, budget), free_blocks, limits)
         if num_tokens:
             free_blocks -= _new_blocks(sequence, num_tokens, limits)
             budget -= num_tokens
-            work.append(Work(sequence, num_tokens))
-        elif not work and (victim := _victim(ordered)) is not None:
+            chunks.append(Chunk(sequence, num_tokens))
+        elif not decodes and not chunks and (victim := _victim(ordered)) is not None:
             return Plan(preempt=victim)
-    return Plan(tuple(work))
+    return Plan(tuple(decodes), tuple(chunks))
 
 
 def _new_blocks(sequence: Sequence, num_tokens: int, limits: Limits) -> int:
@@ -115,6 +145,6 @@ def _fitting_chunk(sequence: Sequence, num_tokens: int, free_blocks: int, limits
     return max(0, min(num_tokens, room))
 
 
-def _victim(ordered: list[Sequence]) -> AttemptRef | None:
+def _victim(ordered: collections.abc.Sequence[S]) -> AttemptRef | None:
     """The least important request, unless it is the only one: then it waits for blocks that reservations hold."""
     return ordered[-1].ref if ordered[-1].ref != ordered[0].ref else None

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from baton.errors import BatonError, InvalidRequestError, StaleAttemptError
-from baton.internal.v1 import worker_pb2, worker_pb2_grpc
-from baton.requests import RequestSpec
+from baton.internal.v1 import transfer_pb2, worker_pb2, worker_pb2_grpc
+from baton.requests import AttemptRef, RequestSpec
 from baton.wire import ref_from_wire, ref_to_wire, spec_from_wire
 from decode_worker.loop import DecodeLoop
 from decode_worker.outbox import Outbox
@@ -108,7 +108,7 @@ class DecodeService(worker_pb2_grpc.DecodeWorkerServicer):
         if hello.epoch != self._epoch:
             await abort(context, StaleAttemptError(f"this worker's epoch is {self._epoch}, not {hello.epoch}"))
         outputs = self._outbox.attach(hello.router_id, hello.cursors)
-        self._end_choices(hello.cursors)
+        self._post_ends(hello.cursors)
         reader = asyncio.create_task(self._read(request_iterator))
         try:
             async for output in outputs:
@@ -120,29 +120,29 @@ class DecodeService(worker_pb2_grpc.DecodeWorkerServicer):
 
     async def _read(self, requests: AsyncIterator[worker_pb2.AttachRequest]) -> None:
         async for request in requests:
-            if request.acks:
-                done = self._outbox.acknowledge(request.acks)
-                for ref in done:
-                    self._leases.release(ref)
-                self._end_choices(request.acks)
-                # A paused sequence may go on.
-                self._thread.post(lambda: None)
-            self._cancel(request.cancels)
+            for ref in self._outbox.acknowledge(request.acks):
+                self._leases.release(ref)
+            # Even with nothing ended: a paused sequence may go on.
+            self._post_ends(request.acks, request.cancels)
 
     async def Cancel(  # noqa: N802
         self, request: worker_pb2.CancelRequest, context: Context
     ) -> worker_pb2.CancelResponse:
-        self._cancel(request.refs)
+        self._post_ends((), request.refs)
         return worker_pb2.CancelResponse()
 
-    def _end_choices(self, cursors: Iterable[worker_pb2.Cursor]) -> None:
-        for cursor in cursors:
-            if cursor.ended:
-                self._thread.post(partial(self._loop.end_choice, ref_from_wire(cursor.ref), cursor.choice))
+    def _post_ends(self, cursors: Iterable[worker_pb2.Cursor], cancels: Iterable[transfer_pb2.AttemptRef] = ()) -> None:
+        """One command for a whole message: which choices and attempts the router has ended."""
+        ended = [(ref_from_wire(cursor.ref), cursor.choice) for cursor in cursors if cursor.ended]
+        cancelled = [ref_from_wire(ref) for ref in cancels]
+        self._thread.post(partial(self._end, ended, cancelled))
 
-    def _cancel(self, refs: Any) -> None:
-        for ref in map(ref_from_wire, refs):
-            self._thread.post(partial(self._loop.cancel, ref))
+    def _end(self, ended: Iterable[tuple[AttemptRef, int]], cancelled: Iterable[AttemptRef]) -> None:
+        """On the engine thread."""
+        for ref, choice in ended:
+            self._loop.end_choice(ref, choice)
+        for ref in cancelled:
+            self._loop.cancel(ref)
 
     async def RenewLeases(  # noqa: N802
         self, request: worker_pb2.RenewLeasesRequest, context: Context

@@ -15,6 +15,13 @@ def worker_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str
     return {**environ, "NUMBA_CACHE_DIR": numba_cache_dir(environ)}
 
 
+def usable_cpus(environ: Mapping[str, str] = os.environ) -> int:
+    """CPUs that this process may run on, but no more than OMP_NUM_THREADS where that is set."""
+    count = len(os.sched_getaffinity(0))
+    limit = environ.get("OMP_NUM_THREADS", "")
+    return min(count, int(limit)) if limit.isdecimal() and int(limit) else count
+
+
 def set_worker_environment() -> None:
     """Makes this process's environment a worker's: for a process that this program did not start (a Ray worker)."""
     os.environ.update(worker_environment())

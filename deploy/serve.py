@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from baton import logs
 from baton.config import ServeConfig, router_process_config
 from baton.internal.v1 import worker_pb2
 from deploy import preflight, settings
+from deploy.environment import usable_cpus
 from deploy.errors import ClusterError, ServeError
 from deploy.membership import follow_membership
 from deploy.progress import Progress
@@ -49,7 +49,7 @@ async def serve(
     """
     preflight.check(config)
     logs.configure(config.log, role="serve")
-    config = settings.resolve(config, os.cpu_count() or 1)
+    config = settings.resolve(config, usable_cpus())
     threads = config.model.num_threads
     progress.step(f"{threads or 'all'} thread{'' if threads == 1 else 's'} a worker")
     with StopSignals() as signals:

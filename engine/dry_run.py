@@ -54,6 +54,7 @@ class DispatchRecorder:
 
     def __init__(self) -> None:
         self.calls: list[AttentionCall] = []
+        self.logit_rows: torch.Tensor | None = None
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
         self.calls.append(call)

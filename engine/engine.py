@@ -12,7 +12,9 @@ import torch
 from baton.config import CacheConfig, ModelConfig
 from baton.hashing import extend_chain
 from baton.requests import RequestSpec
-from engine.attention import make_backend
+from engine import choosing_cpu
+from engine.attention import make_backend, resolve_backend
+from engine.cores import Cores
 from engine.grammar import Grammars
 from engine.kv.cache import KVCache
 from engine.kv.layout import KVLayout
@@ -42,6 +44,7 @@ class Engine:
     cache: KVCache
     runner: ModelRunner
     grammars: Grammars
+    cores: Cores
     revision: str
     max_model_len: int
     max_sequence_tokens: int
@@ -68,6 +71,9 @@ def load_engine(
     if model_config.num_threads:
         torch.set_num_threads(model_config.num_threads)
     model = load_model(model_config)
+    backend_name = resolve_backend(model_config.attention, model.device)
+    if backend_name == "cpu":
+        model = model.fuse()
     layout = model.layout(cache_config.block_size)
     num_bytes = cache_config.kv_cache_bytes or _default_bytes(layout, model.max_model_len)
     cache = KVCache(
@@ -79,7 +85,10 @@ def load_engine(
     )
     fits = cache.max_sequence_tokens(model.max_model_len, chunk_tokens=chunk_tokens)
     max_model_len = _limit_length(model_config, model.max_model_len, fits, num_bytes)
-    runner = ModelRunner(model, layout, cache.kv, make_backend(model_config.attention, model.device))
+    if model.device.type == "cpu":
+        choosing_cpu.prepare()
+    cores = Cores(model_config.num_threads, model_config.max_threads)
+    runner = ModelRunner(model, layout, cache.kv, make_backend(backend_name, model.device), cores)
     logger.info(
         "loaded %s: %d layers, %s, %d KV blocks of %d tokens (%.1f MiB), at most %d tokens a sequence",
         model_config.path,
@@ -97,7 +106,7 @@ def load_engine(
         eos_token_ids=_eos_token_ids(model),
         num_threads=torch.get_num_threads(),
     )
-    return Engine(model, layout, cache, runner, grammars, checkpoint_revision(folder), max_model_len, fits)
+    return Engine(model, layout, cache, runner, grammars, cores, checkpoint_revision(folder), max_model_len, fits)
 
 
 def _eos_token_ids(model: LoadedModel) -> list[int]:

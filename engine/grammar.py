@@ -24,6 +24,7 @@ from llguidance.numpy import fill_next_token_bitmask_par
 from baton.errors import InvalidRequestError
 from baton.grammar import FIELD, GrammarThreads, invalid_grammar, llguidance_grammar, parser_limits, shortened
 from baton.requests import Grammar, SamplingParams
+from engine.cpu_kernels import choosing
 
 logger = logging.getLogger(__name__)
 
@@ -178,13 +179,17 @@ def mask_logits(logits: torch.Tensor, guided: Sequence[tuple[int, Guide]]) -> No
     fill_next_token_bitmask_par(guided[0][1].executor, matchers, bits)
     for (_, guide), allowed in zip(guided, bits, strict=True):
         guide.restrict(allowed)
-    # 8 tokens of each byte at a time: a table of what to add takes a third of the time that masks of single bits take.
-    octets = torch.from_numpy(bits.view(np.uint8)).to(logits.device, torch.int32)
-    bias = torch.nn.functional.embedding(octets, _bias_of_octets(logits.device)).flatten(1)[:, :vocabulary]
-    if len(rows) == len(logits):
-        logits += bias
+    if logits.device.type == "cpu":
+        choosing.exclude(logits.numpy(), np.array(rows, np.int64), bits)
     else:
-        logits[rows] += bias
+        logits[rows] += allowed_bias(bits, logits.device)[:, :vocabulary]
+
+
+def allowed_bias(bits: Bits, device: torch.device) -> torch.Tensor:
+    """What rows of bits add to logits: float32 [R, 32 * words] of 0 and -inf."""
+    # 8 tokens of each byte at a time: a table of what to add takes a third of the time that masks of single bits take.
+    octets = torch.from_numpy(bits.view(np.uint8)).to(device, torch.int32)
+    return torch.nn.functional.embedding(octets, _bias_of_octets(device)).flatten(1)
 
 
 def _bias_of_octets(device: torch.device) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from baton.config import ModelConfig
 from engine.attention.interface import IMPLEMENTATION, AttentionDispatch, register
 from engine.dry_run import DryRun, LayerAttention, dry_run
+from engine.fused.replace import fuse
 from engine.kv.layout import KVLayout, group_layers
 from engine.model_support import check_supported, declared_windows
 
@@ -32,6 +33,7 @@ class LoadedModel:
         layers: what each decoder layer asks of attention.
         vocab_size: width of the logits.
         max_model_len: most tokens of one sequence, prompt and output together.
+        prunes_rows: whether the last layer answers for the dispatcher's `logit_rows` only.
     """
 
     module: PreTrainedModel
@@ -40,6 +42,7 @@ class LoadedModel:
     max_model_len: int
     dtype: torch.dtype
     device: torch.device
+    prunes_rows: bool = False
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -64,7 +67,11 @@ class LoadedModel:
         self, token_ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor, dispatch: AttentionDispatch
     ) -> torch.Tensor:
         """float32 logits [num_rows, vocab] of the tokens `logit_rows`; token_ids, positions: int64 [T], one row."""
-        return _forward(self.module, token_ids, positions, logit_rows, dispatch)
+        return _forward(self.module, token_ids, positions, 0 if self.prunes_rows else logit_rows, dispatch)
+
+    def fuse(self) -> LoadedModel:
+        """The same model with its modules replaced, in place, by faster ones for CPUs; see `engine.fused`."""
+        return dataclasses.replace(self, prunes_rows=fuse(self.module, self.layers))
 
 
 def load_model(config: ModelConfig) -> LoadedModel:
@@ -91,9 +98,10 @@ def _forward(
     module: PreTrainedModel,
     token_ids: torch.Tensor,
     positions: torch.Tensor,
-    logit_rows: torch.Tensor,
+    logit_rows: torch.Tensor | Literal[0],
     dispatch: AttentionDispatch,
 ) -> torch.Tensor:
+    """Logits of the rows, or of all that the last layer answers for if `logit_rows` is 0."""
     output = module(
         input_ids=token_ids[None],
         position_ids=positions[None],

@@ -5,6 +5,7 @@ Owns nothing but references to the model, the pool and the attention backend. On
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from engine.attention.base import AttentionBackend, AttentionContext
 from engine.attention.interface import AttentionCall
 from engine.batch import Batch, BatchItem, build_batch
+from engine.cores import Cores
 from engine.kv.layout import KVLayout
 from engine.model_loader import LoadedModel
 
@@ -20,15 +22,24 @@ class PagedDispatch:
     """Answers one step's attention calls: writes the layer's keys and values, then attends over its pages."""
 
     def __init__(
-        self, context: AttentionContext, backend: AttentionBackend, locations: Sequence[tuple[int, int]]
+        self,
+        context: AttentionContext,
+        backend: AttentionBackend,
+        locations: Sequence[tuple[int, int]],
+        logit_rows: torch.Tensor | None,
+        cores: Cores,
     ) -> None:
-        """`locations` are the (group, slot) of each layer."""
+        """`locations` are the (group, slot) of each layer; for `logit_rows` see `AttentionDispatch`."""
+        self.logit_rows = logit_rows
+        self._cores = cores
         self._context = context
+        self._logit_context = context if logit_rows is None else _of_rows(context, logit_rows)
         self._backend = backend
         self._locations = locations
 
     def attend(self, call: AttentionCall) -> torch.Tensor:
-        context = self._context
+        self._cores.take()
+        context = self._context if len(call.query) == len(call.key) else self._logit_context
         group_index, slot = self._locations[call.layer]
         group, pages = context.groups[group_index], context.kv[slot]
         self._backend.write(call.key, call.value, pages, group)
@@ -50,18 +61,30 @@ class PagedDispatch:
 class ModelRunner:
     """Executes ragged batches: prompts' chunks and decodes of any sequences, flattened to one row."""
 
-    def __init__(self, model: LoadedModel, layout: KVLayout, kv: torch.Tensor, backend: AttentionBackend) -> None:
-        """`kv` is the pool, [num_slots, num_blocks, 2, Hkv, B, D] as `layout.pool_shape` says. May compile kernels."""
+    def __init__(
+        self,
+        model: LoadedModel,
+        layout: KVLayout,
+        kv: torch.Tensor,
+        backend: AttentionBackend,
+        cores: Cores | None = None,
+    ) -> None:
+        """May compile kernels.
+
+        Args:
+            kv: the pool, [num_slots, num_blocks, 2, Hkv, B, D] as `layout.pool_shape` says.
+            cores: which to compute on; None leaves torch's setting alone.
+        """
         assert kv.shape == layout.pool_shape(kv.shape[1])
         assert kv.dtype == layout.dtype
         self._model = model
         self._layout = layout
         self._kv = kv
         self._backend = backend
+        self._cores = cores or Cores(0, 0)
         self._locations = [layout.location(layer) for layer in range(layout.num_layers)]
         backend.prepare(layout)
 
-    @torch.inference_mode()
     def execute(self, items: Sequence[BatchItem], on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
         """Compute all tokens of the items and keep their keys and values.
 
@@ -72,8 +95,16 @@ class ModelRunner:
         Returns:
             float32 logits [num_rows, vocab]: the last `num_logits` positions of each item, in the items' order.
         """
-        batch = build_batch(items, self._layout, self._kv.device)
-        dispatch = PagedDispatch(self._context(batch, on_layer), self._backend, self._locations)
+        return self.execute_batch(build_batch(items, self._layout, self._kv.device), on_layer)
+
+    @torch.inference_mode()
+    def execute_batch(self, batch: Batch, on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
+        """`execute`, where the batch is built already."""
+        logit_rows = batch.logit_rows if len(batch.logit_rows) < len(batch.token_ids) else None
+        dispatch = PagedDispatch(
+            self._context(batch, on_layer), self._backend, self._locations, logit_rows, self._cores
+        )
+        self._cores.take()
         return self._model.forward(batch.token_ids, batch.positions, batch.logit_rows, dispatch)
 
     def _context(self, batch: Batch, on_layer: Callable[[int], None] | None) -> AttentionContext:
@@ -87,3 +118,9 @@ class ModelRunner:
             max_seq_len=batch.max_seq_len,
             on_layer=on_layer,
         )
+
+
+def _of_rows(context: AttentionContext, rows: torch.Tensor) -> AttentionContext:
+    """The context of queries of these rows alone, the last ones of each sequence."""
+    cu_seqlens = torch.searchsorted(rows, context.cu_seqlens_q.long(), out_int32=True)
+    return dataclasses.replace(context, cu_seqlens_q=cu_seqlens, max_query_len=int(cu_seqlens.diff().max()))

@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from baton.requests import Logprobs
+from engine import choosing_cpu, choosing_torch
 from engine.grammar import mask_logits
 from engine.philox import uniforms
-from engine.sampling_state import Ids, SamplingState, Values
+from engine.sampling_state import Ids, SamplingState, Uniforms, Values
 
 __all__ = ["SampledTokens", "SamplingState", "ranked", "sample"]
-
-# Candidates that are ranked where top-p alone limits them; a nucleus of more is found without ranking.
-_NUCLEUS_CANDIDATES = 128
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,23 +46,59 @@ def sample(logits: torch.Tensor, states: Sequence[SamplingState]) -> SampledToke
     assert logits.dtype == torch.float32
     assert len(logits) == len(states)
     if all(state.plain for state in states):
-        token_ids = _argmax(logits, states)
-    else:
-        token_ids = torch.empty(len(states), dtype=torch.int64, device=logits.device)
-        methods = [_method(state) for state in states]
-        for method in (_argmax, _draw, _draw_ranked):
-            rows = [row for row, of_row in enumerate(methods) if of_row is method]
-            if rows:
-                chosen = [states[row] for row in rows]
-                token_ids[rows] = method(_edit(logits[rows], chosen), chosen)
-    return SampledTokens(token_ids.tolist(), _logprobs(logits, token_ids, states))
+        token_ids = _chooser(logits.device).argmax(logits)
+        return SampledTokens(token_ids, _logprobs(logits, token_ids, states))
+    token_ids = [0] * len(states)
+    as_they_are = [row for row, state in enumerate(states) if not state.is_edited]
+    edited = [row for row, state in enumerate(states) if state.is_edited]
+    if as_they_are:
+        _choose(logits, as_they_are, as_they_are, states, token_ids)
+    if edited:
+        _choose(_edit(logits[edited], [states[row] for row in edited]), range(len(edited)), edited, states, token_ids)
+    return SampledTokens(token_ids, _logprobs(logits, token_ids, states))
 
 
-def _method(state: SamplingState) -> Callable[[torch.Tensor, Sequence[SamplingState]], torch.Tensor]:
-    """The function that chooses a row's token: token ids [R] from edited logits [R, V], which it may overwrite."""
-    if state.greedy:
-        return _argmax
-    return _draw_ranked if state.params.top_k > 0 or state.params.top_p < 1.0 else _draw
+def ranked(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `k` largest logits of each row and their ids, largest first; among equals the lowest ids, lowest first.
+
+    Returns:
+        float32 [R, k] and int64 [R, k].
+    """
+    return _chooser(logits.device).ranked(logits, k)
+
+
+class _Chooser(Protocol):
+    """What depends on where logits lie."""
+
+    def argmax(self, logits: torch.Tensor) -> list[int]: ...
+
+    def choose(
+        self, logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplingState], numbers: Uniforms
+    ) -> list[int]: ...
+
+    def ranked(self, logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+def _chooser(device: torch.device) -> _Chooser:
+    return choosing_cpu if device.type == "cpu" else choosing_torch
+
+
+def _choose(
+    logits: torch.Tensor,
+    rows: Sequence[int],
+    places: Sequence[int],
+    states: Sequence[SamplingState],
+    token_ids: list[int],
+) -> None:
+    """Fill in the tokens at `places`, which have the states there and these rows of edited logits."""
+    some = [states[place] for place in places]
+    numbers = np.zeros(len(some))
+    drawn = [index for index, state in enumerate(some) if not state.greedy]
+    if drawn:
+        words = np.array([(some[index].seed, some[index].choice, some[index].position) for index in drawn], np.uint64)
+        numbers[drawn] = uniforms(words[:, 0], words[:, 1], words[:, 2])
+    for place, token_id in zip(places, _chooser(logits.device).choose(logits, rows, some, numbers), strict=True):
+        token_ids[place] = token_id
 
 
 def _edit(logits: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
@@ -127,120 +162,7 @@ def _cells(
     return next(flat), next(flat), next(flat)
 
 
-# Choosing from what is left.
-
-
-def _argmax(logits: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
-    """The most likely token of each row: the lowest id among equals."""
-    return logits.argmax(-1)
-
-
-def _draw(logits: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
-    """Draws from the whole vocabulary, but for what min-p excludes."""
-    logits /= _column(states, lambda state: state.params.temperature, logits)
-    weights = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
-    if any(state.params.min_p > 0 for state in states):
-        weights *= weights >= _column(states, lambda state: state.params.min_p, weights)
-    # Converting first is seven times as fast as cumsum(dtype=float64) on a CPU.
-    return _invert(weights.double().cumsum_(-1), states)
-
-
-def _draw_ranked(logits: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
-    """Draws from what top-k, then top-p, then min-p leave."""
-    logits /= _column(states, lambda state: state.params.temperature, logits)
-    vocabulary = logits.shape[1]
-    limits = [state.params.top_k or _NUCLEUS_CANDIDATES for state in states]
-    values, ids = ranked(logits, min(vocabulary, max(limits)))
-    peak = values[:, :1]
-    weights = (values - peak).exp_().double()
-    weights *= torch.arange(values.shape[1], device=ids.device) < torch.tensor(limits, device=ids.device).unsqueeze(-1)
-    total = weights.sum(-1, keepdim=True)
-    unlimited = [row for row, state in enumerate(states) if state.params.top_k == 0]
-    if unlimited:
-        total[unlimited] = _sum((logits[unlimited] - peak[unlimited]).exp_())
-    top_p = _column(states, lambda state: state.params.top_p, weights)
-    mass = top_p * total
-    cumulative = weights.cumsum(-1)
-    nucleus = (cumulative - weights < mass) | (top_p >= 1)
-    nucleus[:, 0] = True
-    weights *= nucleus & (weights >= _column(states, lambda state: state.params.min_p, weights))
-
-    ids, order = ids.sort(-1)
-    drawn = _invert(weights.gather(-1, order).cumsum_(-1), states)
-    token_ids = ids.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
-    covered = (cumulative[:, -1] >= mass[:, 0]).tolist() if unlimited else []
-    large = [row for row in unlimited if not covered[row]]
-    if large:
-        token_ids[large] = _draw_nucleus(logits[large], [states[row] for row in large])
-    return token_ids
-
-
-def _draw_nucleus(scaled: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
-    """Draws from what top-p, then min-p leave, in a time that does not grow with the nucleus.
-
-    The smallest weight of the nucleus is found by bisection over bit patterns, in whose order floats from 0 on lie.
-
-    Args:
-        scaled: logits over temperature, [R, V].
-    """
-    weights = (scaled - scaled.amax(-1, keepdim=True)).exp_()
-    patterns = weights.view(torch.int32)
-    mass = _column(states, lambda state: state.params.top_p, weights, torch.float64) * _sum(weights)
-    low = torch.zeros(len(states), 1, dtype=torch.int32, device=weights.device)
-    high = torch.ones_like(low, dtype=torch.float32).view(torch.int32) + 1
-    for _ in range(30):  # the pattern of 1.0 has 30 bits
-        middle = (low + high) // 2
-        enough = _sum(weights * (patterns >= middle)) >= mass
-        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
-    larger, smallest = patterns > low, patterns == low
-    # Of equal weights the lowest ids, as many as the mass still lacks.
-    num_smallest = ((mass - _sum(weights * larger)) / low.view(torch.float32)).ceil()
-    nucleus = larger | (smallest & (smallest.cumsum(-1) <= num_smallest))
-    weights *= nucleus & (weights >= _column(states, lambda state: state.params.min_p, weights))
-    return _invert(weights.double().cumsum_(-1), states)
-
-
-def _sum(weights: torch.Tensor) -> torch.Tensor:
-    """Sum of each row: float64 [R, 1]."""
-    return weights.sum(-1, keepdim=True, dtype=torch.float64)
-
-
-def _invert(cdf: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
-    """The first entry [R] of each row of `cdf` that exceeds the row's random number.
-
-    Args:
-        cdf: float64 [R, n], cumulative and not normalised.
-    """
-    words = np.array([(state.seed, state.choice, state.position) for state in states], np.uint64)
-    numbers = torch.from_numpy(uniforms(words[:, 0], words[:, 1], words[:, 2])).to(cdf.device).unsqueeze(-1)
-    index = torch.searchsorted(cdf, numbers * cdf[:, -1:], right=True).squeeze(-1)
-    # NaN logits exceed nothing; one broken row must not index beyond the vocabulary and take the batch with it.
-    return index.clamp_(max=cdf.shape[1] - 1)
-
-
-def ranked(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `k` largest logits of each row and their ids, largest first; among equals the lowest ids, lowest first.
-
-    `torch.topk` leaves open which of several equal logits it returns, and bfloat16 models make equal logits often.
-
-    Returns:
-        float32 [R, k] and int64 [R, k].
-    """
-    values, ids = logits.topk(k)
-    smallest = values[:, -1:]
-    num_larger = (values > smallest).sum(-1)
-    # All ids whose logit equals the smallest taken, in order; each row keeps as many as it has places for. What a
-    # grammar excludes is equal too, but most of the vocabulary, and never chosen.
-    rows, tied_ids = ((logits == smallest) & (smallest > -torch.inf)).nonzero(as_tuple=True)
-    places = num_larger[rows] + torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
-    kept = places < k
-    ids[rows[kept], places[kept]] = tied_ids[kept]
-    ids, order = ids.sort(-1)
-    values, order = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
-    return values, ids.gather(-1, order)
-
-
-def _logprobs(logits: torch.Tensor, token_ids: torch.Tensor, states: Sequence[SamplingState]) -> list[Logprobs | None]:
+def _logprobs(logits: torch.Tensor, token_ids: Sequence[int], states: Sequence[SamplingState]) -> list[Logprobs | None]:
     """Logprobs of the model's own distribution: before edits, temperature and filters."""
     logprobs: list[Logprobs | None] = [None] * len(states)
     wanted = {row: state.params.logprobs for row, state in enumerate(states) if state.params.logprobs is not None}
@@ -249,7 +171,8 @@ def _logprobs(logits: torch.Tensor, token_ids: torch.Tensor, states: Sequence[Sa
     rows = list(wanted)
     wanted_logits = logits[rows]
     normaliser = wanted_logits.logsumexp(-1, keepdim=True)
-    sampled = (wanted_logits.gather(-1, token_ids[rows].unsqueeze(-1)) - normaliser).squeeze(-1).tolist()
+    own = torch.tensor([[token_ids[row]] for row in rows], device=logits.device)
+    sampled = (wanted_logits.gather(-1, own) - normaliser).squeeze(-1).tolist()
     top_values: list[list[float]] = [[]] * len(rows)
     top_ids: list[list[int]] = [[]] * len(rows)
     if num_top := min(max(wanted.values()), wanted_logits.shape[1]):
@@ -265,7 +188,6 @@ def _column(
     states: Sequence[SamplingState],
     parameter: Callable[[SamplingState], float],
     like: torch.Tensor,
-    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """A parameter of each row: [R, 1] on the device of `like`, and of its dtype if none is given."""
-    return torch.tensor([[parameter(state)] for state in states], dtype=dtype or like.dtype, device=like.device)
+    """A parameter of each row: [R, 1] on the device and of the dtype of `like`."""
+    return torch.tensor([[parameter(state)] for state in states], dtype=like.dtype, device=like.device)

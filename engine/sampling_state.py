@@ -20,6 +20,7 @@ GREEDY_TEMPERATURE = 1e-5
 
 Ids = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float32]
+Uniforms = npt.NDArray[np.float64]
 
 
 class TokenCounts:
@@ -116,9 +117,14 @@ class SamplingState:
         return self.position < self._masked_until
 
     @property
+    def is_edited(self) -> bool:
+        """Whether the next token is not chosen from the logits as they are."""
+        return self._always_edited or self.position < self._masked_until
+
+    @property
     def plain(self) -> bool:
         """Whether the next token is the argmax of the logits as they are."""
-        return self.greedy and not self._always_edited and not self.masks_endings
+        return self.greedy and not self._always_edited and self.position >= self._masked_until
 
     def append(self, token_id: int) -> None:
         """Takes note of the next token of the choice."""

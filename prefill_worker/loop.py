@@ -40,6 +40,7 @@ from prefill_worker.promises import Promises
 from prefill_worker.request import EventSink, PrefillRequest
 from prefill_worker.scheduler import Chunk, Prompt
 from worker.attempts import Tombstones
+from worker.deadlines import Deadlines
 from worker.watch import Load, WatchPublisher
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class PrefillLoop:
         self._post = post
         self._clock = clock
         self._requests: dict[AttemptRef, PrefillRequest] = {}
+        self._deadlines = Deadlines(self._requests)
         self._locations = [engine.layout.location(layer) for layer in range(engine.layout.num_layers)]
         self._promises = Promises(engine.layout.block_size)
         self._current: list[PrefillRequest] = []
@@ -126,7 +128,9 @@ class PrefillLoop:
             grammar=grammar,
         )
         self._requests[spec.ref] = request
+        self._deadlines.add(request)
         self._leases.grant(spec.ref)
+        self._sender.warm(ticket)
 
     def cancel(self, ref: AttemptRef) -> None:
         """End an attempt, or make sure that it never starts. Idempotent."""
@@ -155,10 +159,7 @@ class PrefillLoop:
         return not self._requests
 
     def next_wakeup_s(self) -> float | None:
-        deadlines = [r.deadline_s for r in self._requests.values() if r.deadline_s is not None]
-        if (expiry := self._leases.next_expiry_s) is not None:
-            deadlines.append(expiry)
-        return max(0.0, min(deadlines) - self._clock()) if deadlines else None
+        return self._deadlines.wait_s(self._clock(), self._leases.next_expiry_s)
 
     def step(self) -> bool:
         """Admit, compute one batch and send what it made. False when there was nothing to compute."""
@@ -178,10 +179,12 @@ class PrefillLoop:
         )
         if chunks:
             self._current = [self._requests[chunk.prompt.ref] for chunk in chunks]
-            self._compute(chunks)
+            model_s = self._compute(chunks)
             self._current = []
             num_tokens = sum(chunk.num_tokens for chunk in chunks)
-            self._metrics.step_s.observe(self._clock() - started_s)
+            step_s = self._clock() - started_s
+            self._metrics.step_s.observe(step_s)
+            self._metrics.step_overhead_s.observe(step_s - model_s)
             self._metrics.step_tokens.observe(num_tokens)
             self._metrics.computed_tokens.labels(kind="prefill").inc(num_tokens)
         self._publish()
@@ -199,8 +202,8 @@ class PrefillLoop:
             self._metrics.lease_expiries.inc()
             if (request := self._requests.get(ref)) is not None:
                 self._drop(request, UnavailableError("the lease ran out: the router did not renew it"))
-        for request in list(self._requests.values()):
-            if request.deadline_s is not None and now_s >= request.deadline_s and not request.ended:
+        for request in self._deadlines.passed(now_s):
+            if not request.ended:
                 self._drop(request, DeadlineError("the deadline passed during prefill"))
 
     # Admission
@@ -270,7 +273,8 @@ class PrefillLoop:
 
     # Computing
 
-    def _compute(self, chunks: Sequence[Chunk]) -> None:
+    def _compute(self, chunks: Sequence[Chunk]) -> float:
+        """Compute chunks and send what they complete; returns the seconds in the model, layers' pushes included."""
         items: list[BatchItem] = []
         for chunk, request in zip(chunks, self._current, strict=True):
             assert request.blocks is not None
@@ -286,7 +290,9 @@ class PrefillLoop:
                     num_logits=num_logits(request.spec, start, end),
                 )
             )
+        started_s = self._clock()
         logits = self._engine.runner.execute(items, on_layer=lambda layer: self._layer_done(layer, chunks))
+        model_s = self._clock() - started_s
         finishing: list[PrefillRequest] = []
         last_rows: list[int] = []
         num_rows = 0
@@ -304,6 +310,7 @@ class PrefillLoop:
                 last_rows.append(num_rows - 1)
         if finishing:
             self._finish(finishing, logits[last_rows])
+        return model_s
 
     def _finish(self, finishing: Sequence[PrefillRequest], logits: torch.Tensor) -> None:
         for request, first in zip(finishing, sample_first_tokens(finishing, logits), strict=True):

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 from prometheus_client import CollectorRegistry
@@ -41,7 +42,10 @@ class WorkerCore:
         """
         self.config = config
         self.clock = time.monotonic
-        self.engine = load_engine(config.model, config.cache, chunk_tokens=chunk_tokens)
+        # On a thread that ends: OpenMP counts the helpers of every thread that ever computed in parallel, and with more
+        # of them than CPUs lets those of the engine's thread sleep between any two operations.
+        with ThreadPoolExecutor(1) as loader:
+            self.engine = loader.submit(load_engine, config.model, config.cache, chunk_tokens=chunk_tokens).result()
         self.fingerprint = layout_fingerprint(
             self.engine.layout, model=model_name(config.model), revision=self.engine.revision
         )
@@ -58,7 +62,7 @@ class WorkerCore:
             num_groups=len(self.engine.layout.groups),
         )
         self.tracer = open_tracer(config.role, f"{config.name}/{config.epoch}", version=baton.__version__)
-        self.thread = EngineThread(f"{config.name}-engine")
+        self.thread = EngineThread(f"{config.name}-engine", rest=self.engine.cores.rest)
         self.leases = LeaseTable(config.transfer.lease_s, self.clock)
         self.tombstones = Tombstones(config.transfer.lease_s, self.clock)
         self.watch = WatchPublisher()
@@ -82,6 +86,7 @@ class WorkerCore:
         self.host.stop()
         self.thread.stop()
         self.engine.grammars.close()
+        self.engine.cores.close()
         if self.tracer is not None:
             self.tracer.close()
 

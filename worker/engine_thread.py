@@ -41,11 +41,14 @@ class SteppedLoop(Protocol):
 class EngineThread:
     """Runs a loop's steps and, between them, what other threads ask for."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, rest: Callable[[], None] = lambda: None) -> None:
+        """`rest` is called before the thread waits because there is nothing to compute."""
         self._commands: collections.deque[Callable[[], None]] = collections.deque()
         self._wake = threading.Condition()
+        self._waiting = False
         self._stopping = False
         self._name = name
+        self._rest = rest
         self._thread: threading.Thread | None = None
         self._idle_waiters: list[Future[None]] = []
 
@@ -55,9 +58,12 @@ class EngineThread:
 
     def post(self, command: Callable[[], None]) -> None:
         """Run `command` on the engine thread before its next step. Any thread may call."""
-        with self._wake:
-            self._commands.append(command)
-            self._wake.notify()
+        # The thread says that it waits before it looks for commands a last time, so one of the two sees the other.
+        # While it computes, posting is an append and wakes nobody.
+        self._commands.append(command)
+        if self._waiting:
+            with self._wake:
+                self._wake.notify()
 
     def call(self, function: Callable[[], T]) -> Future[T]:
         """Like `post`, with a future for the result or the exception."""
@@ -90,10 +96,13 @@ class EngineThread:
                 # One command's bug must not take every other request with it.
                 logger.exception("a command of %s failed", self._name)
 
-    def wait(self, timeout_s: float | None) -> None:
-        """Block until something is posted, `stop` is called, or the time is over."""
+    def wait(self, timeout_s: float | None) -> bool:
+        """Block until something is posted or `stop` is called; False if the time was over before."""
         with self._wake:
-            self._wake.wait_for(lambda: self._stopping or bool(self._commands), timeout_s)
+            self._waiting = True
+            woken = self._wake.wait_for(lambda: self._stopping or bool(self._commands), timeout_s)
+            self._waiting = False
+            return woken
 
     def stop(self) -> None:
         """End the thread after its current step; what is posted and not yet run is dropped."""
@@ -107,6 +116,7 @@ class EngineThread:
         busy = True
         while not self._stopping:
             if not busy:
+                self._rest()
                 self.wait(loop.next_wakeup_s())
             self.run_pending()
             try:

@@ -38,6 +38,18 @@ class _Subscriber:
         self.stored: set[bytes] = set()
         self.removed: set[bytes] = set()
         self.snapshot = True
+        self._is_woken = False
+
+    def wake(self) -> None:
+        """There is something to tell. Waking another thread's loop costs a system call, so once is enough."""
+        if not self._is_woken:
+            self._is_woken = True
+            self.loop.call_soon_threadsafe(self.changed.set)
+
+    def rest(self) -> None:
+        """All has been told."""
+        self._is_woken = False
+        self.changed.clear()
 
 
 class WatchPublisher:
@@ -67,7 +79,7 @@ class WatchPublisher:
                     subscriber.snapshot = True
                     subscriber.stored.clear()
                     subscriber.removed.clear()
-                subscriber.loop.call_soon_threadsafe(subscriber.changed.set)
+                subscriber.wake()
 
     async def watch(self) -> AsyncGenerator[worker_pb2.WorkerState, None]:
         """Messages for one router, until it goes."""
@@ -87,7 +99,7 @@ class WatchPublisher:
 
     def _next_message(self, subscriber: _Subscriber, sequence: int) -> worker_pb2.WorkerState:
         with self._lock:
-            subscriber.changed.clear()
+            subscriber.rest()
             load = self._load
             message = worker_pb2.WorkerState(
                 sequence=sequence,

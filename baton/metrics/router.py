@@ -26,7 +26,7 @@ _REFUSALS = (
 )
 REASONS = tuple(error.status.lower() for error in _REFUSALS)
 STAGES = ("intake", "queue", "reserve", "prefill", "transfer", "first_decode_step", "decode")
-DECISIONS = ("remote", "local_short", "local_cached", "local_no_prefill_worker")
+DECISIONS = ("remote", "local_short", "local_cached", "local_backlog", "local_no_prefill_worker")
 FAILURES = (
     "refused",
     "preempted",
@@ -71,7 +71,7 @@ class RouterMetrics:
         self.decisions = make.counter(
             "baton_prefill_decisions",
             "Attempts placed, by who prefills and why: a prefill worker, or the decode worker because little is "
-            "lacking (short), the rest is cached, or no prefill worker is there.",
+            "lacking (short), the rest is cached, the prefill workers would take longer (backlog), or none is there.",
             decision=DECISIONS,
         )
         self.retries = make.counter(

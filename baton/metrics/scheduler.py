@@ -71,6 +71,11 @@ class SchedulerMetrics:
 
     def _steps(self, make: Families) -> None:
         self.step_s = make.histogram("baton_step_seconds", "One step of the engine loop.", buckets.STEP)
+        self.step_overhead_s = make.histogram(
+            "baton_step_overhead_seconds",
+            "What one step spends outside the model: planning, building the batch, sampling and publishing.",
+            buckets.STEP_OVERHEAD,
+        )
         self.step_tokens = make.histogram(
             "baton_step_tokens", "Tokens computed in one step, of all requests.", buckets.STEP_TOKENS
         )

@@ -78,11 +78,13 @@ def load(file: str | None, flags: Mapping[str, Any], environ: Mapping[str, str] 
 def resolve(config: ServeConfig, num_cpus: int) -> ServeConfig:
     """The configuration that processes elsewhere can take: an absolute path, and threads for this machine's workers.
 
-    A worker that took all CPUs would stall its neighbours, so they share them where the number of threads is left open.
+    A worker that took all CPUs would stall its neighbours, so they share them where the number of threads is left open,
+    and take them all only while the others are idle.
     Workers of a Ray cluster that runs already may be on machines of their own and keep Torch's default.
     """
     model: dict[str, Any] = {"path": str(pathlib.Path(config.model.path).absolute())}
     if not config.model.num_threads and config.cluster.ray_address is None:
         num_workers = config.cluster.prefill_workers + config.cluster.decode_workers
         model["num_threads"] = max(1, num_cpus // num_workers)
+        model["max_threads"] = config.model.max_threads or num_cpus
     return config.model_copy(update={"model": config.model.model_copy(update=model)})

@@ -1,24 +1,24 @@
-"""The `cpu` backend: numba kernels that read KV blocks in place, on as many threads as torch uses.
+"""The `cpu` backend: numba kernels that read KV blocks in place, on as many threads as torch uses at the time.
 
 One engine's thread calls it. With one thread no thread pool is involved; with more, numba's OpenMP layer is used, which
-unlike its work queue may be entered by several threads (two engines in one process).
+unlike its work queue may be entered by several threads (two engines in one process), and whose pool is torch's own
+(see `engine`).
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.attention import cpu_kernels
+from engine import cpu_kernels
 from engine.attention.base import AttentionContext, GroupMetadata
+from engine.cpu_kernels.views import elements
 from engine.kv.layout import KVLayout
 
-_PAGE_DTYPES = (torch.float32, torch.bfloat16)
 _UNBOUNDED = 1 << 30
 
 
@@ -26,8 +26,8 @@ class CpuAttention:
     """`AttentionBackend` for float32 and bfloat16 pools in host memory."""
 
     def __init__(self) -> None:
-        self._num_threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS) if _has_openmp() else 1
-        if self._num_threads > 1:
+        self._max_threads: int = numba.config.NUMBA_NUM_THREADS if _has_openmp() else 1
+        if self._max_threads > 1:
             numba.config.THREADING_LAYER = "omp"
 
     def prepare(self, layout: KVLayout) -> None:
@@ -47,13 +47,17 @@ class CpuAttention:
             max_seq_len=2,
         )
         self.write(tokens, tokens, pages, group)
-        self.attend(tokens, pages, group, context, scale=1.0, window=None, softcap=None, sinks=None)
+        num_threads = torch.get_num_threads()
+        for count in {1, min(2, self._max_threads)}:
+            torch.set_num_threads(count)
+            self.attend(tokens, pages, group, context, scale=1.0, window=None, softcap=None, sinks=None)
+        torch.set_num_threads(num_threads)
 
     def write(self, key: torch.Tensor, value: torch.Tensor, pages: torch.Tensor, group: GroupMetadata) -> None:
         cpu_kernels.write(
-            _elements(key.to(pages.dtype).contiguous()),
-            _elements(value.to(pages.dtype).contiguous()),
-            _elements(pages),
+            elements(key.to(pages.dtype).contiguous()),
+            elements(value.to(pages.dtype).contiguous()),
+            elements(pages),
             group.slot_mapping.numpy(),
         )
 
@@ -83,19 +87,14 @@ class CpuAttention:
             sinks=_finite_sinks(sinks, query.shape[1]),
         )
         out = torch.empty(query.shape, dtype=torch.float32)
-        arguments = (work, query.float().contiguous().numpy(), _elements(pages), rule, out.numpy())
-        if self._num_threads == 1:
+        arguments = (work, query.float().contiguous().numpy(), elements(pages), rule, out.numpy())
+        num_threads = min(torch.get_num_threads(), self._max_threads)
+        if num_threads == 1:
             cpu_kernels.attend(*arguments)
         else:
-            numba.set_num_threads(self._num_threads)
+            numba.set_num_threads(num_threads)
             cpu_kernels.attend_parallel(*arguments)
         return out.to(query.dtype)
-
-
-def _elements(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """The tensor's memory as numpy sees it; bfloat16, which numpy lacks, as uint16."""
-    assert tensor.dtype in _PAGE_DTYPES, f"the cpu backend has no kernels for {tensor.dtype}"
-    return (tensor if tensor.dtype == torch.float32 else tensor.view(torch.uint16)).numpy()
 
 
 def _finite_sinks(sinks: torch.Tensor | None, num_heads: int) -> npt.NDArray[np.float32]:

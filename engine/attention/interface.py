@@ -24,7 +24,8 @@ class AttentionCall:
 
     Attributes:
         layer: the module's layer index.
-        query: [T, Hq, D], key and value: [T, Hkv, D]; rotated and normalised already.
+        query: [T, Hq, D], key and value: [T, Hkv, D]; rotated and normalised already. Queries may be those of the
+            dispatcher's `logit_rows` alone.
         scale, window, softcap, sinks: as in `AttentionBackend.attend`.
         causal: whether the module asks for causal attention.
         mask: a mask that the model built itself, None in every model that can be served.
@@ -47,8 +48,14 @@ class AttentionCall:
 class AttentionDispatch(Protocol):
     """Answers a model's attention calls: over the paged cache when serving, by a recorder at load."""
 
+    @property
+    def logit_rows(self) -> torch.Tensor | None:
+        """int64 [R], R < T: the tokens whose logits are wanted; None for all. What the last layer computes of others
+        than these, but for keys and values, nobody reads."""
+        ...
+
     def attend(self, call: AttentionCall) -> torch.Tensor:
-        """Output [T, Hq, Dv] of one layer."""
+        """Output of one layer: [T, Hq, Dv], or as many rows as there are queries."""
 
 
 def paged_attention(

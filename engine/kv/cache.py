@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from engine.kv.block_pool import Block, BlockPool
+from engine.kv.huge_pages import advise_huge_pages
 from engine.kv.layout import KVLayout
 from engine.kv.prefix_index import PrefixHit, block_key, match_prefix
 from engine.kv.sequence_blocks import SequenceBlocks
@@ -47,6 +48,8 @@ class KVCache:
         self.poison = poison
         self.pool = BlockPool(num_blocks, enable_caching=enable_caching)
         self.kv = torch.zeros(layout.pool_shape(num_blocks), dtype=layout.dtype, device=device)
+        if self.kv.device.type == "cpu":
+            advise_huge_pages(self.kv)
         if poison:
             self.kv.fill_(torch.nan)
 
@@ -181,6 +184,17 @@ class KVCache:
             if group.window is not None:
                 first = group.first_visible(num_computed) // self.layout.block_size
                 self._give_back(seq.cut_before(index, first, self.pool.null_block))
+
+    def next_change(self, num_computed: int) -> int:
+        """The next number of computed tokens, above `num_computed`, at which `register` or `free_out_of_window` can
+        find anything to do."""
+        size = self.layout.block_size
+        changes = [(num_computed // size + 1) * size]
+        for group in self.layout.groups:
+            if group.window is not None:
+                first = group.first_visible(num_computed) // size
+                changes.append((first + 1) * size + group.window - 1)
+        return min(changes)
 
     def register(self, seq: SequenceBlocks, block_hashes: Sequence[bytes], num_computed: int) -> None:
         """Makes the full blocks of the first `num_computed` tokens findable; their content must be complete and final.

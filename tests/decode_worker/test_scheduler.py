@@ -30,8 +30,10 @@ def sequence(
     return Sequence(ref, priority, arrival, num_tokens, num_computed, blocks, choice, paused)
 
 
-def work(plan: Plan) -> list[tuple[str, int]]:
-    return [(item.sequence.ref.request_id, item.num_tokens) for item in plan.work]
+def work(plan: Plan[Sequence]) -> list[tuple[str, int]]:
+    """(request, tokens) of what is computed, decodes first."""
+    decodes = [(sequence.ref.request_id, 1) for sequence in plan.decodes]
+    return decodes + [(chunk.sequence.ref.request_id, chunk.num_tokens) for chunk in plan.chunks]
 
 
 def test_decodes_come_before_chunks_of_local_prefill() -> None:
@@ -42,6 +44,15 @@ def test_decodes_come_before_chunks_of_local_prefill() -> None:
 def test_the_chunk_budget_is_shared_and_bounds_what_a_prompt_adds_to_a_step() -> None:
     plan = plan_step([sequence("a", 4, 0), sequence("b", 40, 0, arrival=1)], 100, LIMITS)
     assert work(plan) == [("a", 4), ("b", 2)]
+
+
+def test_a_rest_that_one_step_can_end_does_not_wait_behind_longer_ones() -> None:
+    longer, short = sequence("a", 40, 0), sequence("b", 12, 8, arrival=1)
+    assert work(plan_step([longer, short], 100, LIMITS)) == [("b", 4), ("a", 2)]
+    long_too = sequence("c", 20, 8, arrival=1)
+    assert work(plan_step([longer, long_too], 100, LIMITS)) == [("a", 6)]
+    unimportant = sequence("d", 12, 8, arrival=1, priority=1)
+    assert work(plan_step([longer, unimportant], 100, LIMITS)) == [("a", 6)]
 
 
 def test_a_paused_sequence_is_left_out_and_keeps_its_blocks() -> None:
@@ -110,21 +121,21 @@ def test_all_requests_end_whatever_the_pool_and_the_first_in_order_is_never_pree
         first = min((r.view for r in running.values()), key=lambda view: view.order)
         used = sum(r.view.num_blocks for r in running.values())
         assert used <= num_blocks
-        plan = plan_step([r.view for r in running.values()], num_blocks - used, LIMITS)
+        ordered = sorted((r.view for r in running.values()), key=lambda view: view.order)
+        plan = plan_step(ordered, num_blocks - used, LIMITS)
         if plan.preempt is not None:
             assert plan.preempt != first.ref
             victim = running.pop(plan.preempt)
             victim.view.num_computed = victim.view.num_blocks = 0
             waiting[plan.preempt] = victim
             continue
-        assert plan.work, "nothing runs and nobody is preempted"
-        decodes = [item for item in plan.work if item.num_tokens == 1]
-        chunks = [item for item in plan.work if item.num_tokens > 1]
-        assert len(decodes) <= LIMITS.max_seqs
-        assert sum(item.num_tokens for item in chunks) <= LIMITS.prefill_tokens
-        for item in plan.work:
-            view = item.sequence
-            view.num_computed += item.num_tokens
+        assert not plan.is_empty, "nothing runs and nobody is preempted"
+        assert len(plan.decodes) <= LIMITS.max_seqs
+        assert sum(chunk.num_tokens for chunk in plan.chunks) <= LIMITS.prefill_tokens
+        computed = [(view, 1) for view in plan.decodes]
+        computed += [(chunk.sequence, chunk.num_tokens) for chunk in plan.chunks]
+        for view, num_tokens in computed:
+            view.num_computed += num_tokens
             view.num_blocks = max(view.num_blocks, -(-view.num_computed // BLOCK))
             if view.num_remaining == 0:
                 if view.num_tokens == requests[view.ref].target:

@@ -20,7 +20,8 @@ class PagedModel:
     """Runs sequences in chunks over a pool that is NaN wherever nothing was written."""
 
     def __init__(self, path: pathlib.Path, backend: str, block_size: int, num_blocks: int = 200, **model: Any) -> None:
-        self.model: LoadedModel = load_model(ModelConfig(path=str(path), **model))
+        loaded = load_model(ModelConfig(path=str(path), **model))
+        self.model: LoadedModel = loaded.fuse() if backend == "cpu" else loaded
         self.layout = self.model.layout(block_size)
         self.kv = torch.full(self.layout.pool_shape(num_blocks), float("nan"), dtype=self.layout.dtype)
         self.runner = ModelRunner(self.model, self.layout, self.kv, make_backend(backend, self.model.device))

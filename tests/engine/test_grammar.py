@@ -7,13 +7,15 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
 
 from baton.errors import InvalidRequestError
 from baton.requests import FinishReason, Grammar, GrammarKind, SamplingParams
-from engine.grammar import Grammars, Guide, mask_logits
+from engine.cpu_kernels import choosing
+from engine.grammar import Grammars, Guide, allowed_bias, mask_logits
 from engine.sampling import sample
 from engine.sampling_state import SamplingState
 from tests.engine.checkpoints import BOS_ID, EOS_ID, PAD_ID, VOCAB_SIZE, write_tokenizer
@@ -249,3 +251,15 @@ class TestCompiling:
         second.extend(tokenizer.encode("c", add_special_tokens=False).ids)
         assert {tokenizer.decode([token]) for token in allowed(first.guide)} == {"b"}
         assert {tokenizer.decode([token]) for token in allowed(second.guide)} == {"d"}
+
+
+@pytest.mark.parametrize("vocabulary", [1, 31, 64, 100])
+def test_the_kernel_excludes_what_torch_would(vocabulary: int) -> None:
+    words = np.random.default_rng(vocabulary).integers(-(2**31), 2**31, (4, -(-vocabulary // 32))).astype(np.int32)
+    words[0], words[1] = 0, -1
+    logits = torch.randn(6, vocabulary)
+    expected = logits.clone()
+    rows = [5, 0, 2, 3]
+    expected[rows] += allowed_bias(words, torch.device("cpu"))[:, :vocabulary]
+    choosing.exclude(logits.numpy(), np.array(rows), words)
+    assert torch.equal(logits, expected)

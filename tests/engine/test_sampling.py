@@ -11,8 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.requests import SamplingParams
+from engine import choosing_cpu, choosing_torch
 from engine.philox import uniforms
 from engine.sampling import SamplingState, ranked, sample
+
+
+@pytest.fixture(scope="module", autouse=True, params=[choosing_cpu, choosing_torch], ids=["cpu", "torch"])
+def chooser(request):
+    """All that is said here holds for the kernels and for torch alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.sampling._chooser", lambda device: request.param)
+        yield
+
 
 DEFAULT = SamplingParams(max_tokens=10_000, temperature=1.0, seed=1234)
 

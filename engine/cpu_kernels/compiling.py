@@ -1,4 +1,4 @@
-"""How kernels are compiled: fast math, without the GIL, cached on disk.
+"""How kernels are compiled: without the GIL, cached on disk, and most of them with fast math.
 
 Fast math lets reductions vectorise and assumes that no infinity occurs. The cache folder is named after a digest of
 this package's sources: numba checks the time stamp of a kernel's own file only and would miss a change in one it calls.
@@ -32,6 +32,11 @@ numba.config.CACHE_DIR = str(pathlib.Path(numba_cache_dir()) / _source_digest())
 def kernel(function: F) -> F:
     """Compile at the first call, for the types of its arguments."""
     return cast(F, numba.njit(fastmath=True, nogil=True, cache=True, error_model="numpy")(function))
+
+
+def exact_kernel(function: F) -> F:
+    """Without fast math: sums in the order written, and infinities and NaN as IEEE 754 has them."""
+    return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
 
 
 def inlined_kernel(function: F) -> F:

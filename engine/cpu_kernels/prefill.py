@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.attention.cpu_kernels.arithmetic import (
+from engine.cpu_kernels.arithmetic import (
     LOWEST,
     ONE,
     ZERO,
@@ -18,12 +18,12 @@ from engine.attention.cpu_kernels.arithmetic import (
     tanh,
     widen,
 )
-from engine.attention.cpu_kernels.compiling import kernel
-from engine.attention.cpu_kernels.register_tile import TILE_COLUMNS, TILE_ROWS, multiply_add
-from engine.attention.cpu_kernels.rule import Rule
+from engine.cpu_kernels.compiling import kernel
+from engine.cpu_kernels.register_tile import TILE_COLUMNS, TILE_ROWS, multiply_add
+from engine.cpu_kernels.rule import Rule
 
 # Rows of one call at most: their queries and sums fit the second-level cache.
-MAX_ROWS = 256
+MAX_ROWS = 512
 # Keys of one tile: keys and values, widened, fit the first-level cache.
 _TILE_KEYS = 64
 

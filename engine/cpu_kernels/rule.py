@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.attention.cpu_kernels.arithmetic import FloatArray
+from engine.cpu_kernels.arithmetic import FloatArray
 
 
 class Rule(NamedTuple):

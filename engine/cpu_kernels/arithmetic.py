@@ -10,7 +10,7 @@ import numpy.typing as npt
 from numba.core import types
 from numba.extending import overload
 
-from engine.attention.cpu_kernels.compiling import kernel
+from engine.cpu_kernels.compiling import kernel
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]

@@ -9,8 +9,8 @@ query heads that share a key/value head are rows of one small matrix, so keys an
 
 from __future__ import annotations
 
-from engine.attention.cpu_kernels.arithmetic import LOWEST
-from engine.attention.cpu_kernels.rule import Rule
-from engine.attention.cpu_kernels.work import Work, attend, attend_parallel, plan, write
+from engine.cpu_kernels.arithmetic import LOWEST
+from engine.cpu_kernels.rule import Rule
+from engine.cpu_kernels.work import Work, attend, attend_parallel, plan, write
 
 __all__ = ["LOWEST", "Rule", "Work", "attend", "attend_parallel", "plan", "write"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.attention.cpu_kernels.arithmetic import (
+from engine.cpu_kernels.arithmetic import (
     ZERO,
     FloatArray,
     IntArray,
@@ -13,8 +13,9 @@ from engine.attention.cpu_kernels.arithmetic import (
     tanh,
     widen,
 )
-from engine.attention.cpu_kernels.compiling import inlined_kernel, kernel
-from engine.attention.cpu_kernels.rule import Rule
+from engine.cpu_kernels.compiling import inlined_kernel, kernel
+from engine.cpu_kernels.prefetch import prefetch
+from engine.cpu_kernels.rule import Rule
 
 # Keys of one pass, about: their logits stay in the first-level cache.
 _PASS_KEYS = 512
@@ -101,6 +102,7 @@ def decode(
         column = 0
         for ordinal in range(pass_start, pass_stop):
             start, stop = max(0, first - ordinal * block_size), min(block_size, length - ordinal * block_size)
+            prefetch(pages[table[min(ordinal + 1, last_block - 1)], 0, head])
             _decode_logits(queries, pages[table[ordinal], 0, head], start, stop, rule.softcap, logits, column)
             column += stop - start
         for row in range(num_rows):
@@ -110,6 +112,7 @@ def decode(
         column = 0
         for ordinal in range(pass_start, pass_stop):
             start, stop = max(0, first - ordinal * block_size), min(block_size, length - ordinal * block_size)
+            prefetch(pages[table[min(ordinal + 1, last_block - 1)], 1, head])
             _decode_values(logits, column, pages[table[ordinal], 1, head], start, stop, sums)
             column += stop - start
     for row in range(group_size):

@@ -8,11 +8,11 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from engine.attention.cpu_kernels.arithmetic import FloatArray, IntArray, PageArray
-from engine.attention.cpu_kernels.compiling import kernel, parallel_kernel
-from engine.attention.cpu_kernels.decode import decode
-from engine.attention.cpu_kernels.prefill import MAX_ROWS, prefill
-from engine.attention.cpu_kernels.rule import Rule
+from engine.cpu_kernels.arithmetic import FloatArray, IntArray, PageArray
+from engine.cpu_kernels.compiling import kernel, parallel_kernel
+from engine.cpu_kernels.decode import decode
+from engine.cpu_kernels.prefill import MAX_ROWS, prefill
+from engine.cpu_kernels.rule import Rule
 
 
 class Work(NamedTuple):
