@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from prometheus_client import Counter
+
 from baton.errors import BatonError, DuplicateRequestError, InternalError, TransferError, UnavailableError
 from baton.internal.v1 import transfer_pb2
 from baton.logs import RequestName
@@ -54,7 +56,6 @@ class _Commit:
 class Link:
     """
     Args:
-        control_address: host:port of the KVTransfer service.
         settings: who speaks to whom, and the sizes and times of the wire.
         fingerprint: for Open.
     """
@@ -62,7 +63,6 @@ class Link:
     def __init__(
         self,
         routes: Routes,
-        control_address: str,
         settings: WireSettings,
         memory: PageMemory,
         fingerprint: transfer_pb2.LayoutFingerprint,
@@ -70,11 +70,12 @@ class Link:
     ) -> None:
         self.transport = ""
         self._routes = routes
-        self._control_address = control_address
         self._settings = settings
         self._memory = memory
         self._fingerprint = fingerprint
         self._metrics = metrics
+        # The counter of the transport, found once.
+        self._sent_bytes: Counter
         # Guards all that follows.
         self._wake = threading.Condition()
         self._pushes: dict[int, Push] = {}
@@ -89,7 +90,7 @@ class Link:
         self._thread = threading.Thread(target=self._run, name=f"kv-link-{settings.worker}", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread, after the first push was added: a link that fails at once has someone to tell."""
+        """Starts the thread. A push is added before, if there is one: a link that fails at once has someone to tell."""
         self._thread.start()
 
     @property
@@ -176,7 +177,7 @@ class Link:
         """Goes the first way that works."""
         for index, (transport, offer) in enumerate(self._routes):
             try:
-                wire = transport.connect(offer, self._settings, self)
+                wire, control = transport.connect(offer, self._settings, self)
             except TransportUnavailableError as error:
                 if index + 1 == len(self._routes):
                     raise
@@ -184,13 +185,17 @@ class Link:
                 logger.warning("KV to %s cannot go by %s: %s", self._settings.worker, transport.name, error)
                 continue
             self.transport = transport.name
-            return wire, transport.control(offer, self._control_address, self._settings.timeout_s)
+            self._sent_bytes = self._metrics.sent_bytes.labels(transport.name)
+            return wire, control
         raise AssertionError("a link has a route")
 
     def _next_job(self, wire: Wire, control: Control) -> Callable[[], None]:
         """Waits for something to do; raises what ended the link."""
         with self._wake:
             while True:
+                if not wire.in_flight:
+                    # With what is sent next the receiver's time to acknowledge begins.
+                    self._progress_s = time.monotonic()
                 if self._outcomes:
                     return functools.partial(self._tell, *self._outcomes.popleft())
                 if self._failure is not None:
@@ -235,11 +240,9 @@ class Link:
             payload_bytes=len(block_ids) * memory.page_bytes,
             checksum=memory.checksum(run.slot, block_ids),
         )
-        if not wire.in_flight:
-            self._progress_s = time.monotonic()
         wire.send(frame, memory, block_ids)
         push.count(frame)
-        self._metrics.sent_bytes.labels(self.transport).inc(frame.payload_bytes)
+        self._sent_bytes.inc(frame.payload_bytes)
         run.first_block += frame.num_blocks
         run.block_ids = run.block_ids[frame.num_blocks :]
         if not len(run.block_ids):

@@ -43,7 +43,7 @@ class PageMemory:
         """Writes `payload`, uint8 [len(block_ids) * page_bytes], into the pages of `block_ids` in that order."""
         rows = payload.reshape(len(block_ids), self.page_bytes)
         if (run := _single_run(block_ids)) is not None:
-            np.copyto(self._pages[slot, run], rows)
+            np.copyto(self._pages[slot, run[0] : run[1]], rows)
         else:
             self._pages[slot][block_ids] = rows
 
@@ -51,7 +51,7 @@ class PageMemory:
         """Reads the pages of `block_ids` into `out`, uint8 [len(block_ids) * page_bytes]."""
         rows = out.reshape(len(block_ids), self.page_bytes)
         if (run := _single_run(block_ids)) is not None:
-            np.copyto(rows, self._pages[slot, run])
+            np.copyto(rows, self._pages[slot, run[0] : run[1]])
         else:
             # Any other mode than clip makes numpy buffer `out`; the ids are checked where they come in.
             np.take(self._pages[slot], block_ids, axis=0, out=rows, mode="clip")
@@ -63,22 +63,28 @@ class PageMemory:
 
     def checksum(self, slot: int, block_ids: BlockIds) -> int:
         """xxh3_64 of the pages of `block_ids`, joined in that order."""
+        if (run := _single_run(block_ids)) is not None:
+            return xxhash.xxh3_64_intdigest(self._flat[slot][run[0] * self.page_bytes : run[1] * self.page_bytes])
         digest = xxhash.xxh3_64()
         for view in self.views(slot, block_ids):
             digest.update(view)
         return digest.intdigest()
 
 
-def _single_run(block_ids: BlockIds) -> slice | None:
-    """The blocks as a slice, if they are consecutive."""
+def _single_run(block_ids: BlockIds) -> tuple[int, int] | None:
+    """The blocks as [first, stop), if they are consecutive."""
     first, last = int(block_ids[0]), int(block_ids[-1])
-    if last - first != len(block_ids) - 1 or (len(block_ids) > 1 and not bool((np.diff(block_ids) == 1).all())):
+    num_blocks = len(block_ids)
+    # A run of one or two has no inside; most others that are none show it by their ends.
+    if last - first != num_blocks - 1 or (num_blocks > 2 and not bool((block_ids[1:] - block_ids[:-1] == 1).all())):
         return None
-    return slice(first, last + 1)
+    return first, last + 1
 
 
 def _runs(block_ids: BlockIds) -> list[tuple[int, int]]:
     """Maximal runs [first, stop) of consecutive block ids, in order."""
+    if (run := _single_run(block_ids)) is not None:
+        return [run]
     breaks = (np.flatnonzero(block_ids[1:] - block_ids[:-1] != 1) + 1).tolist()
     ids = block_ids.tolist()
     return [(ids[start], ids[stop - 1] + 1) for start, stop in zip([0, *breaks], [*breaks, len(ids)], strict=True)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -24,11 +25,13 @@ from baton.metrics import TransferMetrics
 from baton.requests import AttemptRef
 from engine.kv.layout import NULL_BLOCK, KVLayout
 from kvtransfer import transports
-from kvtransfer.data_server import DataServer
 from kvtransfer.frame import Frame
 from kvtransfer.pages import BlockIds, Bytes, PageMemory
 from kvtransfer.reservation import Answer, Commit, Origin, Reservation, Span, State
 from kvtransfer.ticket import check_layouts
+from kvtransfer.transports.base import Listener, TransportUnavailableError
+
+logger = logging.getLogger(__name__)
 
 
 class ReceiverEvents(Protocol):
@@ -88,26 +91,35 @@ class Receiver:
         # Epochs never repeat, so neither do ids, not even over incarnations behind one address.
         self._ids = itertools.count((epoch & 0xFFFFFFFF) << 32 | 1)
         self._control_address = ""
-        self._offers: list[transfer_pb2.TransportOffer] = []
-        self._server: DataServer | None = None
+        self._listeners: list[Listener] = []
+        # Found once, since they are counted for every frame.
+        self._received_bytes = {name: metrics.received_bytes.labels(name) for name in transports.TRANSPORTS}
         self._closed = False
 
     def listen(self, host: str, control_address: str) -> None:
-        """Starts the data plane on a free port of `host`; needed before the first `reserve`.
+        """Starts the data plane; needed before the first `reserve`.
 
         Args:
+            host: address on which transports that need one take a free port.
             control_address: host:port of the KVTransfer service that calls `open`, `commit` and `abort`.
+
+        Raises:
+            UnavailableError: none of the configured transports can be used here.
         """
-        assert self._server is None, "listen is called once"
+        assert not self._listeners, "listen is called once"
         self._control_address = control_address
-        self._server = DataServer(self, host, max_payload_bytes=self.max_payload_bytes)
-        names = self._config.transports
-        self._offers = [transports.load(name).offer(self, self._server.address) for name in names]
+        for name in self._config.transports:
+            try:
+                self._listeners.append(transports.load(name).listen(self, host))
+            except TransportUnavailableError as error:
+                logger.warning("no KV can come by %s: %s", name, error)
+        if not self._listeners:
+            raise UnavailableError(f"no KV can come by any of {', '.join(self._config.transports)}")
 
     def close(self) -> None:
         """Stops the data plane; pending commits fail. Idempotent."""
-        if self._server is not None:
-            self._server.close()
+        for listener in self._listeners:
+            listener.close()
         with self._lock:
             self._closed = True
             commits = [reservation.commit for reservation in self._by_id.values() if reservation.commit is not None]
@@ -134,7 +146,7 @@ class Receiver:
         Raises:
             DuplicateRequestError: `ref` has a reservation.
         """
-        assert self._offers, "listen comes before reserve"
+        assert self._listeners, "listen comes before reserve"
         spans = [self._span(group, first_block, block_ids) for group, first_block, block_ids in blocks if block_ids]
         with self._lock:
             if ref in self._by_ref:
@@ -155,7 +167,7 @@ class Receiver:
                 for span in spans
             ],
             layout=self._fingerprint,
-            offers=self._offers,
+            offers=[listener.offer for listener in self._listeners],
             lease_ms=round(self._config.lease_s * 1e3),
         )
 
@@ -264,7 +276,7 @@ class Receiver:
                 reservation.settle(frame, verified=verified)
                 reservation.judge()
         if verified:
-            self._metrics.received_bytes.labels(transport).inc(frame.payload_bytes)
+            self._received_bytes[transport].inc(frame.payload_bytes)
         else:
             self._metrics.failures.labels("checksum").inc()
 

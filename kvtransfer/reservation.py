@@ -77,9 +77,10 @@ class Span:
         """The pool's blocks of a frame that `holds` accepted; each page can be claimed once."""
         start = frame.first_block - self.first_block
         blocks = slice(start, start + frame.num_blocks)
-        if self.claimed[frame.slot, blocks].any():
+        claimed = self.claimed[frame.slot, blocks]
+        if claimed.any():
             raise TransferError(f"frame {frame.seq} sends pages that another frame has sent")
-        self.claimed[frame.slot, blocks] = True
+        claimed[:] = True
         return self.block_ids[blocks]
 
 

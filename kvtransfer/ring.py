@@ -1,4 +1,4 @@
-"""A ring of payloads in shared memory: the sender's file, which the receiver maps too.
+"""A ring of payloads that two processes of one host share: the sender's file, which the receiver maps too.
 
 The file's name lives only until the receiver has answered the hello; from then on the two mappings keep the memory, so
 nothing is left behind however a process dies. For a sender that is killed in between, the name carries its pid, and
@@ -23,6 +23,7 @@ from kvtransfer.pages import Bytes
 SHM_DIR = pathlib.Path("/dev/shm")
 _NAME = re.compile(r"baton-kv-(\d+)-[0-9a-f]{16}")
 _BOOT_ID = pathlib.Path("/proc/sys/kernel/random/boot_id")
+_NETWORK = pathlib.Path("/proc/self/ns/net")
 
 
 class RingSpace:
@@ -67,7 +68,9 @@ class Ring:
     """A mapping of the shared memory; it ends with the last reference, since none may be closed under a view."""
 
     def __init__(self, descriptor: int, num_bytes: int) -> None:
-        self._bytes: Bytes = np.frombuffer(mmap.mmap(descriptor, num_bytes), dtype=np.uint8)
+        # Mapped now, page by page, and not while the first payloads are copied.
+        mapping = mmap.mmap(descriptor, num_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        self._bytes: Bytes = np.frombuffer(mapping, dtype=np.uint8)
 
     def view(self, offset: int, num_bytes: int) -> Bytes:
         """uint8 [num_bytes]; raises TransferError beyond the ring's end."""
@@ -115,16 +118,17 @@ def sweep_rings() -> None:
     if not SHM_DIR.is_dir():
         return
     for path in SHM_DIR.glob("baton-kv-*"):
-        if (match := _NAME.fullmatch(path.name)) is not None and not _is_alive(int(match[1])):
+        match = _NAME.fullmatch(path.name)
+        if match is not None and not _is_alive(int(match[1])):
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
 def shm_domain() -> str:
-    """Equal in processes that see the same shared memory and may open each other's files; empty without any."""
+    """Equal in processes that see each other's shared memory and sockets, and may open them; empty without any."""
     try:
         boot_id = _BOOT_ID.read_text().strip()
-        return f"shm:{boot_id}:{os.stat(SHM_DIR).st_dev}:{os.geteuid()}"
+        return f"shm:{boot_id}:{os.stat(SHM_DIR).st_dev}:{os.stat(_NETWORK).st_ino}:{os.geteuid()}"
     except OSError:
         return ""
 

@@ -5,6 +5,7 @@ The engine loop calls; `on_done` comes from a link's thread.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import TypeAlias
@@ -94,6 +95,15 @@ class Sender:
             self._start(key, link)
         return push
 
+    def warm(self, ticket: transfer_pb2.Ticket) -> None:
+        """Connects to the ticket's receiver, if it is new, so that `open` finds a link. Never blocks or raises."""
+        key = (ticket.worker, ticket.epoch, ticket.control_address)
+        with self._lock:
+            if not self._closed and key not in self._links:
+                # What is wrong with the ticket is for `open` to tell.
+                with contextlib.suppress(UnavailableError):
+                    self._start(key, self._make_link(ticket))
+
     def close(self) -> None:
         """Ends all pushes with UnavailableError and waits for the links' threads. Idempotent."""
         with self._lock:
@@ -113,12 +123,13 @@ class Sender:
         settings = WireSettings(
             worker=ticket.worker,
             epoch=ticket.epoch,
+            control_address=ticket.control_address,
             origin=self._origin,
             max_payload_bytes=max_payload_bytes,
             window_bytes=max(self._config.ring_bytes, 2 * max_payload_bytes),
             timeout_s=self._config.timeout_s,
         )
-        return Link(routes, ticket.control_address, settings, self._memory, self._fingerprint, self._metrics)
+        return Link(routes, settings, self._memory, self._fingerprint, self._metrics)
 
     def _start(self, key: _Key, link: Link) -> None:
         """Makes a link the one of its receiver, and forgets those that have come to their end; the lock is held."""

@@ -23,14 +23,16 @@ class WireSettings:
     """
     Attributes:
         worker, epoch: the receiver incarnation that is meant.
+        control_address: host:port of its KVTransfer service.
         origin: the sender.
         max_payload_bytes: largest payload of one frame that the sender makes.
         window_bytes: payload that may be under way.
-        timeout_s: longest time to connect.
+        timeout_s: longest time to connect, and for one control message.
     """
 
     worker: str
     epoch: int
+    control_address: str
     origin: Origin
     max_payload_bytes: int
     window_bytes: int
@@ -59,7 +61,7 @@ class Wire(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Frames that were sent and not acknowledged yet."""
+        """Frames and calls that were sent and not acknowledged yet."""
 
     def has_room(self) -> bool:
         """Whether `send` takes a frame of the largest size now."""
@@ -91,27 +93,43 @@ class Control(Protocol):
         """Lets aborts that are under way finish, briefly."""
 
 
+class Listener(Protocol):
+    """The receiving end of a transport.
+
+    Attributes:
+        offer: what goes into the receiver's tickets.
+    """
+
+    offer: transfer_pb2.TransportOffer
+
+    def close(self) -> None:
+        """Ends all streams and their threads. Idempotent."""
+
+
 class Transport(Protocol):
     """A row of the table; stateless."""
 
     name: ClassVar[str]
 
-    def offer(self, receiver: Receiver, data_address: str) -> transfer_pb2.TransportOffer:
-        """What goes into the receiver's tickets; `data_address` is its `DataServer`'s."""
+    def listen(self, receiver: Receiver, host: str) -> Listener:
+        """Takes frames for `receiver` from now on, on an address of `host` if it needs one.
+
+        Raises:
+            TransportUnavailableError: this process cannot be reached this way.
+        """
 
     def reaches(self, offer: transfer_pb2.TransportOffer) -> bool:
         """Whether this process can go the way that is offered."""
 
-    def connect(self, offer: transfer_pb2.TransportOffer, settings: WireSettings, events: WireEvents) -> Wire:
-        """Blocks until the receiver has answered.
+    def connect(
+        self, offer: transfer_pb2.TransportOffer, settings: WireSettings, events: WireEvents
+    ) -> tuple[Wire, Control]:
+        """Blocks until the receiver has answered; the control path is the one that goes with this transport.
 
         Raises:
             TransportUnavailableError: this way cannot be gone; another may.
             BatonError: the receiver is not there, or is not the one that was meant.
         """
-
-    def control(self, offer: transfer_pb2.TransportOffer, address: str, timeout_s: float) -> Control:
-        """The control path that goes with this transport, to the KVTransfer service at `address`."""
 
 
 class TransportUnavailableError(BatonError):

@@ -2,29 +2,81 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import queue
+from typing import TYPE_CHECKING, ClassVar
 
+import grpc
+
+from baton.errors import UnavailableError
 from baton.internal.v1 import transfer_pb2
+from kvtransfer.channel import rpc_failure, stream_options
+from kvtransfer.control import GrpcControl
+from kvtransfer.data_server import METHOD, DataServer, max_message_bytes
 from kvtransfer.frame import Frame
+from kvtransfer.heap import keep_freed_memory
 from kvtransfer.pages import BlockIds, PageMemory
-from kvtransfer.transports.base import Wire, WireEvents, WireSettings
-from kvtransfer.transports.stream import StreamTransport, StreamWire
+from kvtransfer.transports.base import Control, Wire, WireEvents, WireSettings
+from kvtransfer.transports.stream import StreamWire
 
 if TYPE_CHECKING:
     from kvtransfer.receiver import Receiver
 
 
-class GrpcTransport(StreamTransport):
-    name = "grpc"
+class GrpcTransport:
+    name: ClassVar[str] = "grpc"
 
-    def offer(self, receiver: Receiver, data_address: str) -> transfer_pb2.TransportOffer:
-        return transfer_pb2.TransportOffer(transport=self.name, address=data_address)
+    def listen(self, receiver: Receiver, host: str) -> GrpcListener:
+        return GrpcListener(receiver, host)
 
     def reaches(self, offer: transfer_pb2.TransportOffer) -> bool:
         return True
 
-    def connect(self, offer: transfer_pb2.TransportOffer, settings: WireSettings, events: WireEvents) -> Wire:
-        return StreamWire(offer.address, settings, InlinePayloads(settings.window_bytes), events)
+    def connect(
+        self, offer: transfer_pb2.TransportOffer, settings: WireSettings, events: WireEvents
+    ) -> tuple[Wire, Control]:
+        payloads = InlinePayloads(settings.window_bytes)
+        pipe = GrpcPipe(offer.address, payloads.max_message_bytes(settings.max_payload_bytes))
+        wire = StreamWire(pipe, offer.address, settings, payloads, events)
+        return wire, GrpcControl(settings.control_address, settings.timeout_s)
+
+
+class GrpcListener:
+    def __init__(self, receiver: Receiver, host: str) -> None:
+        self._server = DataServer(receiver, host)
+        self.offer = transfer_pb2.TransportOffer(transport=GrpcTransport.name, address=self._server.address)
+
+    def close(self) -> None:
+        self._server.close()
+
+
+class GrpcPipe:
+    """One bidirectional stream of raw bytes; a thread of gRPC's takes what goes out."""
+
+    def __init__(self, address: str, max_message_bytes: int) -> None:
+        keep_freed_memory()
+        self._address = address
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._channel = grpc.insecure_channel(address, options=stream_options(max_message_bytes))
+        stream: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(METHOD)
+        self._call = stream(iter(self._outbox.get, None))
+
+    def send(self, message: bytes) -> None:
+        self._outbox.put(message)
+
+    def receive(self) -> bytes:
+        try:
+            return next(self._call)
+        except StopIteration:
+            raise UnavailableError(f"{self._address} ended the stream") from None
+        except grpc.RpcError:
+            raise rpc_failure(self._address, self._call) from None
+
+    def end(self) -> None:
+        self._outbox.put(None)
+        self._call.cancel()
+
+    def close(self) -> None:
+        self._channel.close()
 
 
 class InlinePayloads:
@@ -34,6 +86,9 @@ class InlinePayloads:
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
+
+    def max_message_bytes(self, max_payload_bytes: int) -> int:
+        return max_message_bytes(max_payload_bytes)
 
     def put(self, frame: Frame, memory: PageMemory, block_ids: BlockIds, position: int) -> bytes:
         return b"".join([frame.pack(), *memory.views(frame.slot, block_ids)])

@@ -35,19 +35,31 @@ def _domain() -> str:
 class LoopbackTransport:
     name: ClassVar[str] = "loopback"
 
-    def offer(self, receiver: Receiver, data_address: str) -> transfer_pb2.TransportOffer:
-        address = f"{receiver.worker}/{receiver.epoch}/{id(receiver):x}"
-        _RECEIVERS[address] = receiver
-        return transfer_pb2.TransportOffer(transport=self.name, address=address, domain=_domain())
+    def listen(self, receiver: Receiver, host: str) -> LoopbackListener:
+        return LoopbackListener(receiver)
 
     def reaches(self, offer: transfer_pb2.TransportOffer) -> bool:
         return offer.domain == _domain()
 
-    def connect(self, offer: transfer_pb2.TransportOffer, settings: WireSettings, events: WireEvents) -> Wire:
-        return LoopbackWire(_find(offer), settings.origin, events)
+    def connect(
+        self, offer: transfer_pb2.TransportOffer, settings: WireSettings, events: WireEvents
+    ) -> tuple[Wire, Control]:
+        receiver = _RECEIVERS.get(offer.address)
+        if receiver is None:
+            raise UnavailableError(f"receiver {offer.address} is gone")
+        return LoopbackWire(receiver, settings.origin, events), LoopbackControl(receiver)
 
-    def control(self, offer: transfer_pb2.TransportOffer, address: str, timeout_s: float) -> Control:
-        return LoopbackControl(_find(offer))
+
+class LoopbackListener:
+    """An entry of the address book, which ends with the receiver."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        address = f"{receiver.worker}/{receiver.epoch}/{id(receiver):x}"
+        _RECEIVERS[address] = receiver
+        self.offer = transfer_pb2.TransportOffer(transport=LoopbackTransport.name, address=address, domain=_domain())
+
+    def close(self) -> None:
+        """A closed receiver refuses by itself."""
 
 
 class LoopbackWire:
@@ -106,10 +118,3 @@ class LoopbackControl:
 
     def close(self) -> None:
         """Nothing is under way."""
-
-
-def _find(offer: transfer_pb2.TransportOffer) -> Receiver:
-    receiver = _RECEIVERS.get(offer.address)
-    if receiver is None:
-        raise UnavailableError(f"receiver {offer.address} is gone")
-    return receiver

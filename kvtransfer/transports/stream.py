@@ -1,30 +1,47 @@
 """The sending end of the data plane's stream, which `grpc` and `shm` share.
 
-One bidirectional gRPC stream of raw bytes carries all frames of a link: hello first, then messages of one or more
-frames; replies acknowledge them. The two transports differ in where payloads lie: behind their headers, or in a ring.
+One stream carries all frames of a link: hello first, then messages of one or more frames; replies acknowledge them. The
+two transports differ in the pipe that carries messages, and in where payloads lie: behind their headers, or in a ring.
 
-Threads: the link's thread calls; gRPC's own thread pulls `_messages`; one thread reads replies.
+Threads: the link's thread calls; one thread reads replies.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
-from typing import ClassVar, Protocol
+from typing import Protocol
 
-import grpc
 from google.protobuf.message import DecodeError
 
 from baton.errors import BatonError, TransferError, UnavailableError, from_status
 from baton.internal.v1 import transfer_pb2
-from kvtransfer.channel import rpc_failure, stream_options
 from kvtransfer.control import GrpcControl
-from kvtransfer.data_server import METHOD, max_message_bytes
 from kvtransfer.frame import Frame
 from kvtransfer.pages import BlockIds, PageMemory
+from kvtransfer.reservation import Answer
 from kvtransfer.ring import RingSpace
-from kvtransfer.transports.base import Control, TransportUnavailableError, WireEvents, WireSettings
+from kvtransfer.session import CALL_MAGIC
+from kvtransfer.transports.base import TransportUnavailableError, WireEvents, WireSettings
+
+# Frames that may be under way, so that their messages and replies find room in any socket's buffers and nobody blocks.
+_MAX_FRAMES = 128
+
+
+class Pipe(Protocol):
+    """Whole messages to and from one receiver, in order."""
+
+    def send(self, message: bytes) -> None:
+        """Never blocks. What a broken pipe does not take is lost; `receive` tells."""
+
+    def receive(self) -> bytes:
+        """Waits for a message; raises BatonError when no more will come."""
+
+    def end(self) -> None:
+        """Wakes up whoever receives. Idempotent."""
+
+    def close(self) -> None:
+        """Comes last, when nobody sends or receives. Idempotent."""
 
 
 class Payloads(Protocol):
@@ -38,6 +55,9 @@ class Payloads(Protocol):
     def ring_name(self) -> str:
         """The shared-memory file that payloads lie in; empty where they follow their headers."""
 
+    def max_message_bytes(self, max_payload_bytes: int) -> int:
+        """Largest message, given the largest payload of a frame."""
+
     def put(self, frame: Frame, memory: PageMemory, block_ids: BlockIds, position: int) -> bytes:
         """Takes the pages, to `position` of [0, capacity_bytes), and returns what goes into the message."""
 
@@ -45,40 +65,36 @@ class Payloads(Protocol):
         """The receiver has answered the hello, or never will."""
 
 
-class StreamTransport:
-    """What both stream transports have in common."""
-
-    name: ClassVar[str]
-
-    def control(self, offer: transfer_pb2.TransportOffer, address: str, timeout_s: float) -> Control:
-        return GrpcControl(address, timeout_s)
-
-
 class StreamWire:
-    """One stream to a receiver's data server.
+    """One stream to a receiver; closes `pipe` at its end.
+
+    Args:
+        address: names the receiver in errors.
 
     Raises what `Transport.connect` does.
     """
 
-    def __init__(self, address: str, settings: WireSettings, payloads: Payloads, events: WireEvents) -> None:
+    def __init__(
+        self, pipe: Pipe, address: str, settings: WireSettings, payloads: Payloads, events: WireEvents
+    ) -> None:
         self.max_payload_bytes = settings.max_payload_bytes
+        self._pipe = pipe
         self._address = address
         self._payloads = payloads
         self._events = events
         self._lock = threading.Lock()
         self._space = RingSpace(payloads.capacity_bytes)
         self._num_acknowledged = 0
+        # Calls that wait for their answers.
+        self._calls: dict[int, Answer] = {}
+        self._num_calls = 0
         self._closing = False
-        # Frames of the message that is being filled: small pages share one, and so do the headers of a ring, whose
-        # messages cost more than their copies. A quarter of the ring keeps both ends busy.
+        # Frames of the message that is being filled: small ones share one.
         self._message: list[bytes] = []
         self._message_bytes = 0
         self._message_payload_bytes = 0
-        self._full_payload_bytes = payloads.capacity_bytes // 4
-        self._max_message_bytes = max_message_bytes(settings.max_payload_bytes)
-        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._channel = grpc.insecure_channel(address, options=stream_options(self._max_message_bytes))
-        self._hello = transfer_pb2.StreamHello(
+        self._max_message_bytes = payloads.max_message_bytes(self.max_payload_bytes)
+        hello = transfer_pb2.StreamHello(
             worker=settings.worker,
             epoch=settings.epoch,
             sender=settings.origin.sender,
@@ -87,10 +103,9 @@ class StreamWire:
             ring_bytes=payloads.capacity_bytes if payloads.ring_name else 0,
         )
         self._greeting: queue.SimpleQueue[transfer_pb2.StreamReply | BatonError] = queue.SimpleQueue()
-        stream: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(METHOD)
-        self._call = stream(self._messages())
         self._reader = threading.Thread(target=self._read, name=f"kv-replies-{settings.worker}", daemon=True)
         self._reader.start()
+        pipe.send(hello.SerializeToString())
         try:
             self._greet(settings.timeout_s)
         except BatonError:
@@ -100,11 +115,11 @@ class StreamWire:
     @property
     def in_flight(self) -> int:
         with self._lock:
-            return self._space.num_pieces
+            return self._space.num_pieces + len(self._calls)
 
     def has_room(self) -> bool:
         with self._lock:
-            return self._space.has_room(self.max_payload_bytes)
+            return self._space.num_pieces < _MAX_FRAMES and self._space.has_room(self.max_payload_bytes)
 
     def send(self, frame: Frame, memory: PageMemory, block_ids: BlockIds) -> None:
         with self._lock:
@@ -115,21 +130,29 @@ class StreamWire:
         self._message.append(part)
         self._message_bytes += len(part)
         self._message_payload_bytes += frame.payload_bytes
-        if self._message_bytes >= self.max_payload_bytes or self._message_payload_bytes >= self._full_payload_bytes:
+        if self._message_payload_bytes >= self.max_payload_bytes:
             self.flush()
 
     def flush(self) -> None:
         if self._message:
-            self._outbox.put(b"".join(self._message))
+            self._pipe.send(self._message[0] if len(self._message) == 1 else b"".join(self._message))
             self._message.clear()
             self._message_bytes = self._message_payload_bytes = 0
 
+    def call(self, call: transfer_pb2.StreamCall, answer: Answer) -> None:
+        """Sends a call, after the frames that were sent before; `answer` is not called if the wire breaks."""
+        self.flush()
+        with self._lock:
+            self._num_calls += 1
+            call.id = self._num_calls
+            self._calls[call.id] = answer
+        self._pipe.send(CALL_MAGIC + call.SerializeToString())
+
     def close(self) -> None:
         self._closing = True
-        self._outbox.put(None)
-        self._call.cancel()
+        self._pipe.end()
         self._reader.join()
-        self._channel.close()
+        self._pipe.close()
 
     def _greet(self, timeout_s: float) -> None:
         """Waits for the answer to the hello."""
@@ -144,35 +167,61 @@ class StreamWire:
         if reply.ring_error:
             raise TransportUnavailableError(f"{self._address} cannot map the ring: {reply.ring_error}")
         self.max_payload_bytes = min(self.max_payload_bytes, reply.max_payload_bytes)
-        self._max_message_bytes = max_message_bytes(self.max_payload_bytes)
-
-    def _messages(self) -> Iterator[bytes]:
-        """What goes out; pulled by a thread of gRPC's."""
-        yield self._hello.SerializeToString()
-        yield from iter(self._outbox.get, None)
+        self._max_message_bytes = self._payloads.max_message_bytes(self.max_payload_bytes)
 
     def _read(self) -> None:
         """Hands replies on until the stream ends; it is broken if nobody has closed it."""
-        error: BatonError = UnavailableError(f"{self._address} ended the stream")
         try:
-            self._greeting.put(transfer_pb2.StreamReply.FromString(next(self._call)))
-            for message in self._call:
-                self._acknowledge(transfer_pb2.StreamReply.FromString(message))
-        except StopIteration:
-            pass
-        except grpc.RpcError:
-            error = rpc_failure(self._address, self._call)
+            self._greeting.put(self._receive())
+            while True:
+                self._acknowledge(self._receive())
+        except BatonError as error:
+            self._greeting.put(error)
+            if not self._closing:
+                self._events.broken(error)
+
+    def _receive(self) -> transfer_pb2.StreamReply:
+        try:
+            reply = transfer_pb2.StreamReply.FromString(self._pipe.receive())
         except DecodeError:
-            error = TransferError(f"{self._address} sent a reply that is none")
-        self._greeting.put(error)
-        if not self._closing:
-            self._events.broken(error)
+            raise TransferError(f"{self._address} sent a reply that is none") from None
+        if reply.status:
+            raise from_status(reply.status, reply.message)
+        return reply
 
     def _acknowledge(self, reply: transfer_pb2.StreamReply) -> None:
         with self._lock:
             for _ in range(min(reply.num_frames - self._num_acknowledged, self._space.num_pieces)):
                 self._space.free()
             self._num_acknowledged = reply.num_frames
+            answers = [(self._calls.pop(answer.id, None), answer) for answer in reply.answers]
         for refusal in reply.refusals:
             self._events.refused(refusal.reservation, from_status(refusal.status, refusal.message))
+        for call, answer in answers:
+            if call is not None:
+                call(from_status(answer.status, answer.message) if answer.status else None)
         self._events.progressed()
+
+
+class StreamControl:
+    """Open and Commit in line with the frames; Abort beside them, for it must arrive when the stream has failed too."""
+
+    def __init__(self, wire: StreamWire, settings: WireSettings) -> None:
+        self._wire = wire
+        self._settings = settings
+        self._aborts: GrpcControl | None = None
+
+    def open(self, request: transfer_pb2.OpenRequest, answer: Answer) -> None:
+        self._wire.call(transfer_pb2.StreamCall(open=request), answer)
+
+    def commit(self, request: transfer_pb2.CommitRequest, answer: Answer) -> None:
+        self._wire.call(transfer_pb2.StreamCall(commit=request), answer)
+
+    def abort(self, request: transfer_pb2.AbortRequest) -> None:
+        if self._aborts is None:
+            self._aborts = GrpcControl(self._settings.control_address, self._settings.timeout_s)
+        self._aborts.abort(request)
+
+    def close(self) -> None:
+        if self._aborts is not None:
+            self._aborts.close()

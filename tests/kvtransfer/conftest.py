@@ -20,7 +20,7 @@ def nothing_left_behind() -> Iterator[None]:
     yield
     threads = [thread.name for thread in threading.enumerate() if thread.name.startswith(("kv-", "control-server"))]
     assert threads == []
-    assert [path.name for path in SHM_DIR.glob(f"baton-kv-{os.getpid()}-*")] == []
+    assert [path.name for path in SHM_DIR.glob(f"baton-*-{os.getpid()}-*")] == []
 
 
 @pytest.fixture(params=list(TRANSPORTS))

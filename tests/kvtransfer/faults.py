@@ -76,16 +76,16 @@ class FaultyTransport:
 
     def __init__(self, real: Transport, plan: Plan) -> None:
         self.name = real.name  # type: ignore[misc]
-        self.offer = real.offer
+        self.listen = real.listen
         self.reaches = real.reaches
         self._real = real
         self._plan = plan
 
-    def connect(self, offer: transfer_pb2.TransportOffer, settings: WireSettings, events: WireEvents) -> Wire:
-        return FaultyWire(self._real.connect(offer, settings, events), self._plan)
-
-    def control(self, offer: transfer_pb2.TransportOffer, address: str, timeout_s: float) -> Control:
-        return self._real.control(offer, address, timeout_s)
+    def connect(
+        self, offer: transfer_pb2.TransportOffer, settings: WireSettings, events: WireEvents
+    ) -> tuple[Wire, Control]:
+        wire, control = self._real.connect(offer, settings, events)
+        return FaultyWire(wire, self._plan), control
 
 
 class FaultyWire:

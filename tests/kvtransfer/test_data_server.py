@@ -9,10 +9,11 @@ import grpc
 import pytest
 
 from baton.internal.v1 import transfer_pb2
-from kvtransfer.data_server import METHOD, OFFSET
+from kvtransfer.data_server import METHOD
 from kvtransfer.ring import create_ring, unlink_ring
+from kvtransfer.session import OFFSET
+from tests.kvtransfer.frames import A, B, frame_of, opened, payload_of
 from tests.kvtransfer.sides import WAIT_S, DecodeSide, ref, small
-from tests.kvtransfer.test_receiver import A, B, frame_of, opened, payload_of
 
 HELLO = {"worker": "decode-0", "epoch": 1, "sender": "prefill-0", "sender_epoch": 2}
 

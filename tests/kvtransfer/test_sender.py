@@ -25,7 +25,8 @@ from baton.errors import (
 )
 from baton.requests import AttemptRef
 from engine.kv.layout import KVGroup, KVLayout
-from kvtransfer import data_server
+from kvtransfer import session
+from kvtransfer.link import Link
 from kvtransfer.ring import SHM_DIR
 from tests.kvtransfer import faults
 from tests.kvtransfer.faults import FaultyTransports
@@ -46,6 +47,45 @@ def push_blocks(
 
 
 # Faults on the way
+
+
+def test_warming_connects_once_and_pushes_take_that_link(
+    config: TransferConfig, make_decode: MakeDecode, make_prefill: MakePrefill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Link] = []
+    start = Link.start
+
+    def start_and_tell(link: Link) -> None:
+        started.append(link)
+        start(link)
+
+    monkeypatch.setattr(Link, "start", start_and_tell)
+    decode, prefill = make_decode(config), make_prefill(config)
+    ticket = decode.reserve(A, (0, 0, [5]))
+    prefill.sender.warm(ticket)
+    prefill.sender.warm(ticket)
+    sending = prefill.open(ticket)
+    sending.send_all(0, 0, [1])
+    sending.commit()
+    assert sending.outcome() is None
+    assert len(started) == 1
+
+
+def test_what_is_wrong_with_a_receiver_is_told_by_open_and_not_by_warming(
+    config: TransferConfig, make_decode: MakeDecode, make_prefill: MakePrefill
+) -> None:
+    decode, prefill = make_decode(config), make_prefill(config)
+    ticket = decode.reserve(A, (0, 0, [5]))
+    decode.close()
+    prefill.sender.warm(ticket)
+    sending = prefill.open(ticket)
+    sending.commit()
+    assert isinstance(sending.outcome(), UnavailableError)
+    del ticket.offers[:]
+    ticket.worker = "decode-1"
+    prefill.sender.warm(ticket)
+    with pytest.raises(InvalidRequestError):
+        prefill.open(ticket)
 
 
 def test_a_corrupt_frame_fails_its_push_and_no_other(
@@ -270,7 +310,7 @@ def test_where_the_receiver_cannot_map_the_ring_grpc_takes_over(
     def refuse(name: str, num_bytes: int) -> None:
         raise PermissionError("not yours")
 
-    monkeypatch.setattr(data_server, "open_ring", refuse)
+    monkeypatch.setattr(session, "open_ring", refuse)
     config = small("shm", "grpc")
     decode, prefill = make_decode(config), make_prefill(config)
     sending = push_blocks(prefill, decode, A, [5], [1])

@@ -9,8 +9,8 @@ import pytest
 
 from baton.config import TransferConfig
 from baton.internal.v1 import transfer_pb2, transfer_pb2_grpc
+from tests.kvtransfer.frames import A, B, fill, open_request
 from tests.kvtransfer.sides import WAIT_S, DecodeSide, ref
-from tests.kvtransfer.test_receiver import A, B, fill, open_request
 
 Stub = transfer_pb2_grpc.KVTransferStub
 

@@ -324,8 +324,9 @@ Global___AbortResponse: typing_extensions.TypeAlias = AbortResponse
 
 @typing.final
 class StreamHello(google.protobuf.message.Message):
-    """The data plane is a bidirectional stream of bytes without a service of its own. The first message from the sender is a
-    StreamHello; all others are frames. Every message from the receiver is a StreamReply; the first one answers the hello.
+    """The data plane is a bidirectional stream of messages without a service of its own, over gRPC or a Unix socket. The
+    first message from the sender is a StreamHello; all others are frames, or a StreamCall behind the bytes "BKVC". Every
+    message from the receiver is a StreamReply; the first one answers the hello.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -383,6 +384,55 @@ class FrameRefusal(google.protobuf.message.Message):
 Global___FrameRefusal: typing_extensions.TypeAlias = FrameRefusal
 
 @typing.final
+class StreamCall(google.protobuf.message.Message):
+    """Open or Commit in line with the frames: a Commit comes after all that it counts. Answered by a CallAnswer."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    OPEN_FIELD_NUMBER: builtins.int
+    COMMIT_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    @property
+    def open(self) -> Global___OpenRequest: ...
+    @property
+    def commit(self) -> Global___CommitRequest: ...
+    def __init__(
+        self,
+        *,
+        id: builtins.int = ...,
+        open: Global___OpenRequest | None = ...,
+        commit: Global___CommitRequest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["call", b"call", "commit", b"commit", "open", b"open"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["call", b"call", "commit", b"commit", "id", b"id", "open", b"open"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["call", b"call"]) -> typing.Literal["open", "commit"] | None: ...
+
+Global___StreamCall: typing_extensions.TypeAlias = StreamCall
+
+@typing.final
+class CallAnswer(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    status: builtins.str
+    """A gRPC status name; empty when it is done."""
+    message: builtins.str
+    def __init__(
+        self,
+        *,
+        id: builtins.int = ...,
+        status: builtins.str = ...,
+        message: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "message", b"message", "status", b"status"]) -> None: ...
+
+Global___CallAnswer: typing_extensions.TypeAlias = CallAnswer
+
+@typing.final
 class StreamReply(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -390,13 +440,21 @@ class StreamReply(google.protobuf.message.Message):
     REFUSALS_FIELD_NUMBER: builtins.int
     MAX_PAYLOAD_BYTES_FIELD_NUMBER: builtins.int
     RING_ERROR_FIELD_NUMBER: builtins.int
+    STATUS_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    ANSWERS_FIELD_NUMBER: builtins.int
     num_frames: builtins.int
     """Frames of the stream that the receiver is done with."""
     max_payload_bytes: builtins.int
     """First message only: largest payload of a frame, and why the ring cannot be used, if so."""
     ring_error: builtins.str
+    status: builtins.str
+    """Last message only, where the stream carries no status of its own: why it ends, by a gRPC status name."""
+    message: builtins.str
     @property
     def refusals(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___FrameRefusal]: ...
+    @property
+    def answers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___CallAnswer]: ...
     def __init__(
         self,
         *,
@@ -404,7 +462,10 @@ class StreamReply(google.protobuf.message.Message):
         refusals: collections.abc.Iterable[Global___FrameRefusal] | None = ...,
         max_payload_bytes: builtins.int = ...,
         ring_error: builtins.str = ...,
+        status: builtins.str = ...,
+        message: builtins.str = ...,
+        answers: collections.abc.Iterable[Global___CallAnswer] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_payload_bytes", b"max_payload_bytes", "num_frames", b"num_frames", "refusals", b"refusals", "ring_error", b"ring_error"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers", "max_payload_bytes", b"max_payload_bytes", "message", b"message", "num_frames", b"num_frames", "refusals", b"refusals", "ring_error", b"ring_error", "status", b"status"]) -> None: ...
 
 Global___StreamReply: typing_extensions.TypeAlias = StreamReply

@@ -707,7 +707,7 @@ class WorkerState(google.protobuf.message.Message):
     free_blocks: builtins.int
     total_blocks: builtins.int
     queued_tokens: builtins.int
-    """Prompt tokens that the worker has accepted and not computed yet."""
+    """Prompt tokens that the worker has accepted to compute and not computed yet; at a decode worker of local prefills."""
     token_credit: builtins.int
     """Prompt tokens that a prefill worker takes before it must be left alone."""
     draining: builtins.bool

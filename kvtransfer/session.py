@@ -1,0 +1,123 @@
+"""The receiver's end of one sender's stream of frames, whatever carries its messages.
+
+The first message is a hello, each other one holds whole frames or a call. A frame that is refused is told in a reply
+and harms no other; what is no frame ends the stream.
+"""
+
+from __future__ import annotations
+
+import queue
+import struct
+from typing import TYPE_CHECKING
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from baton.errors import BatonError, StaleAttemptError, TransferError
+from baton.internal.v1 import transfer_pb2
+from kvtransfer.frame import HEADER_BYTES, Frame
+from kvtransfer.pages import Bytes
+from kvtransfer.reservation import Origin
+from kvtransfer.ring import Ring, open_ring
+
+if TYPE_CHECKING:
+    from kvtransfer.receiver import Receiver
+
+# Behind the header of a frame whose payload lies in a ring: the payload's offset there.
+OFFSET = struct.Struct("<Q")
+# What a StreamCall begins with, in place of a frame's magic.
+CALL_MAGIC = b"BKVC"
+
+
+class Session:
+    """Called by one thread. Raises TransferError where `hello` is none, StaleAttemptError where it means another."""
+
+    def __init__(self, receiver: Receiver, hello: bytes) -> None:
+        try:
+            wanted = transfer_pb2.StreamHello.FromString(hello)
+        except DecodeError:
+            raise TransferError("the stream does not begin with a hello") from None
+        if (wanted.worker, wanted.epoch) != (receiver.worker, receiver.epoch):
+            raise StaleAttemptError(
+                f"this is {receiver.worker} in epoch {receiver.epoch}, not {wanted.worker} in epoch {wanted.epoch}"
+            )
+        self._receiver = receiver
+        self._origin = Origin(wanted.sender, wanted.sender_epoch)
+        self._ring: Ring | None = None
+        self._transport = "grpc"
+        self._num_frames = 0
+        self._reply = transfer_pb2.StreamReply(max_payload_bytes=receiver.max_payload_bytes)
+        # Payload bytes of the frames that the next reply acknowledges.
+        self.unacknowledged_bytes = 0
+        if wanted.ring_name:
+            self._transport = "shm"
+            try:
+                self._ring = open_ring(wanted.ring_name, wanted.ring_bytes)
+            except (OSError, ValueError) as error:
+                self._reply.ring_error = str(error)
+
+    @property
+    def owes_answer(self) -> bool:
+        """Whether the next reply answers a call."""
+        return len(self._reply.answers) > 0
+
+    def take(self, message: bytes) -> None:
+        """Writes the frames of a message, or does what it calls for; raises TransferError where it is neither."""
+        if message.startswith(CALL_MAGIC):
+            self._call(message)
+            return
+        offset = 0
+        while offset < len(message):
+            frame = Frame.unpack(message, offset)
+            payload, offset = self._payload(frame, message, offset + HEADER_BYTES)
+            refusal = self._receiver.write(frame, payload, self._origin, self._transport)
+            if refusal is not None:
+                self._reply.refusals.add(reservation=frame.reservation, status=refusal.status, message=refusal.message)
+            self._num_frames += 1
+            self.unacknowledged_bytes += frame.payload_bytes
+
+    def reply(self) -> bytes:
+        """Acknowledges what was taken; the first one answers the hello."""
+        reply, self._reply = self._reply, transfer_pb2.StreamReply()
+        self.unacknowledged_bytes = 0
+        reply.num_frames = self._num_frames
+        return reply.SerializeToString()
+
+    def _call(self, message: bytes) -> None:
+        try:
+            call = transfer_pb2.StreamCall.FromString(message[len(CALL_MAGIC) :])
+        except DecodeError:
+            raise TransferError("a call is none") from None
+        answer = self._reply.answers.add(id=call.id)
+        try:
+            if call.HasField("commit"):
+                self._commit(call.commit)
+            else:
+                self._receiver.open(call.open)
+        except BatonError as error:
+            answer.status, answer.message = error.status, error.message
+
+    def _commit(self, request: transfer_pb2.CommitRequest) -> None:
+        outcome: queue.SimpleQueue[BatonError | None] = queue.SimpleQueue()
+        self._receiver.commit(request, outcome.put)
+        # All frames came before: what is missing will not come. To a committed reservation this does nothing.
+        self._receiver.abort(
+            transfer_pb2.AbortRequest(ref=request.ref, reservation=request.reservation, reason="frames are missing")
+        )
+        if (error := outcome.get()) is not None:
+            raise error
+
+    def _payload(self, frame: Frame, message: bytes, offset: int) -> tuple[Bytes, int]:
+        """The payload of a frame whose header ends at `offset`, and where the next frame begins."""
+        end = offset + (frame.payload_bytes if self._ring is None else OFFSET.size)
+        if end > len(message):
+            raise TransferError(f"frame {frame.seq} is cut off: {len(message) - offset} bytes follow its header")
+        if self._ring is None:
+            return np.frombuffer(message, dtype=np.uint8, count=frame.payload_bytes, offset=offset), end
+        (position,) = OFFSET.unpack_from(message, offset)
+        return self._ring.view(position, frame.payload_bytes), end
+
+
+def failure(error: BatonError) -> bytes:
+    """The last reply of a stream that ends because of `error`, where the stream itself cannot carry a status."""
+    return transfer_pb2.StreamReply(status=error.status, message=error.message).SerializeToString()
