@@ -81,25 +81,33 @@ class Accounting(Observer):
 
         Those that come with a choice's first have none between them.
         """
-        last_token_at = job.last_token_at
+        if len(deltas) == 1:
+            # Nearly every message.
+            self._sent_tokens(job, deltas[0].index, len(deltas[0].token_ids), now)
+            return
         num_tokens_of: dict[int, int] = {}
         for delta in deltas:
-            if num_tokens := len(delta.token_ids):
-                num_tokens_of[delta.index] = num_tokens_of.get(delta.index, 0) + num_tokens
+            choice = delta.index
+            num_tokens_of[choice] = num_tokens_of.get(choice, 0) + len(delta.token_ids)
         for choice, num_tokens in num_tokens_of.items():
-            last = last_token_at.get(choice)
-            num_gaps, gap_s = num_tokens - 1, 0.0
-            if last is not None:
-                num_gaps, gap_s = num_tokens, (now - last) / num_tokens
-            else:
-                if not last_token_at:
-                    self._metrics.ttft_s.observe(now - job.arrived_at)
-                    self._count_prompt(job)
-                job.first_token_at[choice] = now
-            for _ in range(num_gaps):
-                self._observe_itl_s(gap_s)
-            last_token_at[choice] = now
-            self._count_generated(num_tokens)
+            self._sent_tokens(job, choice, num_tokens, now)
+
+    def _sent_tokens(self, job: Job, choice: int, num_tokens: int, now: float) -> None:
+        if not num_tokens:
+            return
+        last = job.last_token_at.get(choice)
+        num_gaps, gap_s = num_tokens - 1, 0.0
+        if last is not None:
+            num_gaps, gap_s = num_tokens, (now - last) / num_tokens
+        else:
+            if not job.last_token_at:
+                self._metrics.ttft_s.observe(now - job.arrived_at)
+                self._count_prompt(job)
+            job.first_token_at[choice] = now
+        for _ in range(num_gaps):
+            self._observe_itl_s(gap_s)
+        job.last_token_at[choice] = now
+        self._count_generated(num_tokens)
 
     def retried(self, job: Job, failure: Failure) -> None:
         self._metrics.retries.labels(failure.kind.value).inc()
@@ -176,11 +184,13 @@ class ClusterAccounting:
     def __init__(self, metrics: ClusterMetrics) -> None:
         self._metrics = metrics
         self._members: dict[WorkerKey, str] = {}
+        # Looked up once: they are written after every state of a worker.
+        self._connected = [metrics.workers.labels(role) for role in ROLES]
 
     def changed(self, snapshot: ClusterSnapshot, key: WorkerKey | None) -> None:
         """`key` is None where workers came or went."""
-        for role, views in zip(ROLES, (snapshot.prefill, snapshot.decode), strict=True):
-            self._metrics.workers.labels(role).set(sum(view.connected for view in views))
+        for gauge, views in zip(self._connected, (snapshot.prefill, snapshot.decode), strict=True):
+            gauge.set(sum([view.connected for view in views]))
         if key is not None:
             return
         members = {view.key: view.role for view in (*snapshot.prefill, *snapshot.decode)}

@@ -22,8 +22,8 @@ from router.snapshot import WorkerKey
 
 _log = logging.getLogger(__name__)
 
-# Acknowledgements of this long travel in one message.
-_ACK_INTERVAL_S = 0.01
+# Acknowledgements of this long travel in one message, one for each choice, unless a choice comes near its limit.
+_ACK_INTERVAL_S = 0.1
 
 _Call = grpc.aio.StreamStreamCall[worker_pb2.AttachRequest, worker_pb2.StepOutput]
 
@@ -34,6 +34,7 @@ class AttachStream:
     Args:
         on_change: called when the stream comes up or goes down.
         reattach_s: how long a broken stream may take to come back before its requests fail.
+        max_unacked_tokens: a choice with this many tokens that were not acknowledged is paused by its worker.
     """
 
     def __init__(
@@ -44,17 +45,21 @@ class AttachStream:
         on_change: Callable[[], None],
         *,
         reattach_s: float,
+        max_unacked_tokens: int = 1024,
     ) -> None:
         self._stub = stub
         self._key = key
         self._router_id = router_id
         self._on_change = on_change
         self._reattach_s = reattach_s
+        # Told at once, and so long before the worker would pause.
+        self._max_untold = max(max_unacked_tokens // 4, 1)
         self._backoff = Backoff(reattach_s / 4)
         self._call: _Call | None = None
         self._give_up: asyncio.TimerHandle | None = None
         self._attempts: dict[str, Attempt] = {}
-        self._acks: dict[tuple[Attempt, int], int] = {}
+        # Attempts with acknowledgements that the worker has not been told.
+        self._untold: set[Attempt] = set()
         self._cancels: list[transfer_pb2.AttemptRef] = []
         self._ack_timer: asyncio.TimerHandle | None = None
         self._dirty = asyncio.Event()
@@ -76,7 +81,7 @@ class AttachStream:
             del self._attempts[attempt.ref.request_id]
 
     def acknowledge(self, attempt: Attempt, choice: int, position: int, *, ended: bool = False) -> None:
-        """The client has consumed all tokens of a choice before `position`; told to the worker within 10 ms.
+        """The client has consumed all tokens of a choice before `position`; told to the worker within 0.1 s.
 
         Args:
             ended: nothing more of the choice is wanted.
@@ -84,8 +89,10 @@ class AttachStream:
         attempt.cursors[choice] = position
         if ended:
             attempt.ended_choices.add(choice)
-        self._acks[attempt, choice] = position
-        if self._ack_timer is None:
+        self._untold.add(attempt)
+        if ended or position - attempt.told[choice] >= self._max_untold:
+            self._dirty.set()
+        elif self._ack_timer is None:
             self._ack_timer = asyncio.get_running_loop().call_later(_ACK_INTERVAL_S, self._flush_acks)
 
     def cancel(self, ref: transfer_pb2.AttemptRef) -> bool:
@@ -170,9 +177,11 @@ class AttachStream:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
-            acks, self._acks = self._acks, {}
+            untold, self._untold = self._untold, set()
             cancels, self._cancels = self._cancels, []
-            cursors = [_cursor(attempt, choice, position) for (attempt, choice), position in acks.items()]
+            cursors = [cursor for attempt in untold for cursor in _news_of(attempt)]
+            if not (cursors or cancels):
+                continue
             try:
                 await call.write(worker_pb2.AttachRequest(acks=cursors, cancels=cancels))
             except BaseException:
@@ -208,3 +217,14 @@ class AttachStream:
 
 def _cursor(attempt: Attempt, choice: int, position: int) -> worker_pb2.Cursor:
     return worker_pb2.Cursor(ref=attempt.ref, choice=choice, position=position, ended=choice in attempt.ended_choices)
+
+
+def _news_of(attempt: Attempt) -> list[worker_pb2.Cursor]:
+    """What the worker has not been told yet, which it is from now on: a write that fails is followed by a hello."""
+    news = [
+        _cursor(attempt, choice, position)
+        for choice, (position, told) in enumerate(zip(attempt.cursors, attempt.told, strict=True))
+        if position != told
+    ]
+    attempt.told[:] = attempt.cursors
+    return news

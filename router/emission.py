@@ -6,12 +6,14 @@ request's own task.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from baton.internal.v1 import worker_pb2
 from baton.requests import Delivered, FinishReason, SamplingParams
 from baton.v1 import inference_pb2
 from router.detokenization import Decode, IncrementalDetokenizer, StopStrings
+
+MakeDelta = Callable[..., inference_pb2.ChoiceDelta]
 
 
 class ChoiceEmission:
@@ -19,6 +21,7 @@ class ChoiceEmission:
 
     Attributes:
         token_ids: all that were taken; a new attempt forces them.
+        finished: whether `finish_reason` says why it ended; told apart, since it is asked for every token.
         ended_by_router: the router ended the choice, and its worker does not know.
     """
 
@@ -34,37 +37,33 @@ class ChoiceEmission:
         self.index = index
         self.token_ids: list[int] = []
         self.finish_reason = FinishReason.NONE
+        self.finished = False
         self.ended_by_router = False
         self._sampling = sampling
         self._detokenizer = detokenizer
         self._stops = stops
         self._include_stop = include_stop
 
-    @property
-    def finished(self) -> bool:
-        return self.finish_reason is not FinishReason.NONE
-
-    def take(self, token: worker_pb2.TokenOut) -> inference_pb2.ChoiceDelta | None:
-        """The delta of the next token; None for a token after the end."""
-        if self.finished:
-            return None
+    def take(self, token: worker_pb2.TokenOut, make: MakeDelta) -> inference_pb2.ChoiceDelta:
+        """The delta of the next token of a choice that has not finished."""
         token_id = token.token_id
         self.token_ids.append(token_id)
-        delta = inference_pb2.ChoiceDelta(index=self.index, token_ids=(token_id,))
+        # Nearly every token, so that its delta is made at once.
+        is_plain = not token.finish_reason and self._stops is None
+        text = self._detokenizer.push(token_id) if is_plain else ""
+        delta = make(index=self.index, text=text, token_ids=(token_id,))
         if token.HasField("logprobs"):
             delta.logprobs.append(token.logprobs)
-        if not token.finish_reason and self._stops is None:
-            # Nearly every token.
-            delta.text = self._detokenizer.push(token_id)
+        if is_plain:
             return delta
-        self.finish_reason = FinishReason(token.finish_reason)
+        self._finish(FinishReason(token.finish_reason))
         is_stop_token = self.finish_reason is FinishReason.STOP and not self._ended_by_grammar(token_id)
         text = "" if is_stop_token and not self._shows(token_id) else self._detokenizer.push(token_id)
         if self.finished:
             text += self._detokenizer.flush()
         delta.text, stop = self._apply_stops(text)
         if stop is not None:
-            self.finish_reason = FinishReason.STOP
+            self._finish(FinishReason.STOP)
             self.ended_by_router = True
             delta.stop_text = stop
         elif is_stop_token:
@@ -74,9 +73,13 @@ class ChoiceEmission:
 
     def end(self) -> inference_pb2.ChoiceDelta:
         """Ends the choice for want of room, whatever its worker makes."""
-        self.finish_reason = FinishReason.LENGTH
+        self._finish(FinishReason.LENGTH)
         self.ended_by_router = True
         return inference_pb2.ChoiceDelta(index=self.index, finish_reason=inference_pb2.FINISH_REASON_LENGTH)
+
+    def _finish(self, reason: FinishReason) -> None:
+        self.finish_reason = reason
+        self.finished = reason is not FinishReason.NONE
 
     def _ended_by_grammar(self, token_id: int) -> bool:
         """Whether the choice ended because nothing could follow: its last token is text like any other."""
@@ -107,6 +110,10 @@ class Emission:
         decode: token ids to text, special tokens left out or not.
         prompt: its last tokens give the first generated one its context.
         include_stop: send the text of what ended a choice too, but for EOS.
+
+    Attributes:
+        num_tokens: taken so far, of all choices.
+        finished: whether every choice is.
     """
 
     def __init__(
@@ -128,26 +135,39 @@ class Emission:
             )
             for index in range(sampling.n)
         ]
+        self.num_tokens = 0
+        self.finished = False
 
-    def take(self, tokens: Sequence[worker_pb2.TokenOut]) -> list[inference_pb2.ChoiceDelta]:
+    def take(
+        self, tokens: Sequence[worker_pb2.TokenOut], make: MakeDelta = inference_pb2.ChoiceDelta
+    ) -> list[inference_pb2.ChoiceDelta]:
         """The deltas of these tokens, one for each that is not beyond the end of its choice, in their order.
 
         Text that may begin a stop string, or a character, comes with a later token of the choice.
+
+        Args:
+            make: where deltas are made, such as a response's `choices.add`, which saves copying them into it.
         """
-        return [delta for token in tokens if (delta := self.choices[token.choice].take(token)) is not None]
+        deltas = []
+        for token in tokens:
+            choice = self.choices[token.choice]
+            if choice.finished:
+                continue
+            deltas.append(choice.take(token, make))
+            self.num_tokens += 1
+            if choice.finished:
+                self._note_end()
+        return deltas
 
     def end(self) -> list[inference_pb2.ChoiceDelta]:
         """Ends all choices where they stand, by length."""
-        return [choice.end() for choice in self.choices]
-
-    @property
-    def finished(self) -> bool:
-        return all(choice.finished for choice in self.choices)
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(choice.token_ids) for choice in self.choices)
+        deltas = [choice.end() for choice in self.choices]
+        self._note_end()
+        return deltas
 
     def delivered(self) -> tuple[Delivered, ...]:
         """What a new attempt must force."""
         return tuple(Delivered(tuple(choice.token_ids), choice.finished) for choice in self.choices)
+
+    def _note_end(self) -> None:
+        self.finished = all(choice.finished for choice in self.choices)

@@ -82,7 +82,8 @@ class HttpServer(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="none",
-                # The faster parser, httptools, bounds neither the number of headers nor their size.
+                # The faster parser, httptools, bounds neither the number of headers nor their size, and takes the offer
+                # of an upgrade, which Java's client makes, for the end of a request: its body is lost.
                 http="h11",
                 lifespan="off",
                 ws="none",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import uuid
 from collections.abc import Sequence
@@ -91,6 +92,7 @@ class Job:
         is_over: the last message is made; whether the client takes it changes nothing any more.
         attempt_number: from 1; rises with each attempt that may have changed something at a worker.
         attempt: None while the request is queued.
+        expiry: tells the attempt of the client's deadline, where there is one.
         cached_tokens: prompt tokens that no worker has computed in any attempt.
         trace_context: gRPC metadata by which workers' spans join the request's trace; empty where nothing is traced.
     """
@@ -105,6 +107,7 @@ class Job:
     attempt_number: int = 1
     num_retries: int = 0
     attempt: Attempt | None = None
+    expiry: asyncio.TimerHandle | None = None
     cached_tokens: int | None = None
     first_token_at: dict[int, float] = dataclasses.field(default_factory=dict)
     last_token_at: dict[int, float] = dataclasses.field(default_factory=dict)

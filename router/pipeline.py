@@ -16,7 +16,6 @@ Each request runs in the task of whoever iterates `generate`; a remote prefill a
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
 import uuid
@@ -121,9 +120,18 @@ class Pipeline:
         try:
             async with asyncio.timeout_at(deadline):
                 job = await self._accept(request_id, request, deadline)
-            async with contextlib.aclosing(self._responses(job)) as responses:
-                async for response in responses:
+            if not job.prompt.needs_workers:
+                yield self._respond_alone(job)
+                return
+            # One generator for the whole life: each more around it would be passed by every token.
+            try:
+                while not job.emission.finished:
+                    attempt, tokens = await self._next_tokens(job)
+                    response = self._respond(job, attempt, tokens)
                     yield response
+                    self._acknowledge(job, attempt, tokens)
+            finally:
+                self._end_attempt(job)
         except BaseException as error:
             cause = _as_baton_error(error)
             if job is None or not job.is_over:
@@ -176,25 +184,15 @@ class Pipeline:
         logs.about(job.name)
         return job
 
-    async def _responses(self, job: Job) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
-        """Steps 2 to 8; none of 2 to 6 for a prompt that is only sent back."""
-        if not job.prompt.needs_workers:
-            yield self._respond_alone(job)
-            return
-        try:
-            while not job.emission.finished:
-                async with asyncio.timeout_at(job.deadline):
-                    attempt, tokens = await self._next_tokens(job)
-                response = self._respond(job, attempt, tokens)
-                yield response
-                self._acknowledge(job, attempt, response)
-        finally:
-            self._end_attempt(job)
-
     async def _next_tokens(self, job: Job) -> tuple[Attempt, Sequence[worker_pb2.TokenOut]]:
-        """Steps 2 to 6: at least one token, after as many attempts as it takes."""
+        """Steps 2 to 6: at least one token, after as many attempts as it takes; TimeoutError after the deadline."""
         while True:
-            attempt = job.attempt or await self._begin_attempt(job)
+            attempt = job.attempt
+            if attempt is None:
+                async with asyncio.timeout_at(job.deadline):
+                    attempt = await self._begin_attempt(job)
+                if job.deadline is not None:
+                    job.expiry = asyncio.get_running_loop().call_at(job.deadline, attempt.expire)
             if tokens := await attempt.wait():
                 return attempt, tokens
             assert attempt.failure is not None
@@ -260,20 +258,20 @@ class Pipeline:
     ) -> inference_pb2.GenerateResponse:
         """Steps 7 and 8: the next message, and with the last token what ends the stream."""
         now = self._clock()
-        is_first = not job.emission.num_tokens
+        emission = job.emission
+        is_first = not emission.num_tokens
         if attempt.charge.prefill_tokens:
             self._queue.prefilled(attempt.charge)
         job.note_cached(attempt.progress.cached_tokens)
         response = inference_pb2.GenerateResponse(request_id=job.request_id)
         if job.prompt.generates:
-            response.choices.extend(job.emission.take(tokens))
-            self._observer.sent(job, response.choices, now)
+            self._observer.sent(job, emission.take(tokens, response.choices.add), now)
         else:
-            response.choices.extend(job.emission.end())
+            response.choices.extend(emission.end())
         if is_first and job.prompt.echo is not None:
             response.prompt.CopyFrom(job.prompt.echo)
             response.prompt.logprobs.extend(attempt.prompt_logprobs)
-        if job.emission.finished:
+        if emission.finished:
             response.usage.CopyFrom(job.usage())
             response.timings.CopyFrom(job.timings(attempt, now))
             self._finish(job, response, now)
@@ -296,14 +294,14 @@ class Pipeline:
         job.is_over = True
         self._observer.finished(job, response.timings, now)
 
-    def _acknowledge(self, job: Job, attempt: Attempt, response: inference_pb2.GenerateResponse) -> None:
-        """The client has taken a response; of a choice that the router ended its worker is to make no more."""
+    def _acknowledge(self, job: Job, attempt: Attempt, tokens: Sequence[worker_pb2.TokenOut]) -> None:
+        """The client has taken these tokens; of a choice that the router ended its worker is to make no more."""
         link = self._membership.decode_link(attempt.placement.decode)
         if link is None or not job.prompt.generates:
             return
-        for index in {delta.index for delta in response.choices}:
-            choice = job.emission.choices[index]
-            link.attach.acknowledge(attempt, index, len(choice.token_ids), ended=choice.ended_by_router)
+        for token in tokens:
+            choice = job.emission.choices[token.choice]
+            link.attach.acknowledge(attempt, choice.index, len(choice.token_ids), ended=choice.ended_by_router)
 
     def _recover(self, job: Job, attempt: Attempt, failure: Failure) -> None:
         """Prepares the next attempt, or raises what the client is told."""
@@ -324,6 +322,8 @@ class Pipeline:
         attempt, job.attempt = job.attempt, None
         if attempt is None:
             return
+        if job.expiry is not None:
+            job.expiry.cancel()
         decode = self._membership.decode_link(attempt.placement.decode)
         prefill = self._membership.prefill_link(attempt.placement.prefill) if attempt.placement.prefill else None
         if decode is not None:

@@ -19,6 +19,9 @@ class PlacementPolicy:
 
     Attributes:
         local_prefill_tokens: a decode worker that lacks fewer tokens than this prefills them itself.
+        backlog_prefill_tokens: most tokens that a decode worker prefills itself because it would be done sooner than
+            the prefill workers; 0 leaves them all to these.
+        local_slowdown: how many times longer a prompt token takes at a decode worker than at a prefill worker.
         watermark: share of a decode worker's pool that admission leaves free.
         local_weight: cost of a token prefilled by a decode worker, where it slows the streams of others.
         transfer_weight: cost of sending a token's KV; small, since sending hides behind the compute.
@@ -27,6 +30,10 @@ class PlacementPolicy:
     """
 
     local_prefill_tokens: int = 32
+    backlog_prefill_tokens: int = 512
+    # Workers report no speeds. A chunk is meant to take about half as long as the decodes of its step, and is then a
+    # third of what the worker computes.
+    local_slowdown: float = 3.0
     watermark: float = 0.02
     local_weight: float = 8.0
     transfer_weight: float = 0.25
@@ -72,6 +79,7 @@ class Decision(enum.StrEnum):
     REMOTE = "remote"
     LOCAL_SHORT = "local_short"
     LOCAL_CACHED = "local_cached"
+    LOCAL_BACKLOG = "local_backlog"
     LOCAL_NO_PREFILL_WORKER = "local_no_prefill_worker"
 
 
@@ -95,6 +103,22 @@ class Placement:
     cost: float
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Remote:
+    """What the prefill workers can do for a demand.
+
+    Attributes:
+        source: of those with credit the one that would be done first, and after how many tokens of compute.
+        wait_tokens: tokens of compute until the first of them would be done, whether it has credit or not; 0 where the
+            demand avoids them all.
+        is_usable: whether one may be used at all, by this demand or another.
+    """
+
+    source: tuple[float, WorkerView] | None
+    wait_tokens: int
+    is_usable: bool
+
+
 _NOTHING = Pending()
 _Load = Mapping[WorkerKey, Pending]
 
@@ -108,13 +132,8 @@ def place(snapshot: ClusterSnapshot, pending: _Load, demand: Demand, policy: Pla
     ]
     if not roomy:
         return Blocked.NO_BLOCKS
-    source = _cheapest_prefill(snapshot, pending, demand)
-    has_prefill_worker = any(view.usable for view in snapshot.prefill)
-    options = [
-        option
-        for view in roomy
-        if (option := _option(view, source, has_prefill_worker, pending, demand, policy)) is not None
-    ]
+    remote = _remote(snapshot, pending, demand)
+    options = [option for view in roomy if (option := _option(view, remote, pending, demand, policy)) is not None]
     if not options:
         return Blocked.NO_CREDIT
     return min(options, key=lambda option: (option.cost, option.decode))
@@ -156,33 +175,40 @@ def _is_candidate(view: WorkerView, demand: Demand) -> bool:
     return view.usable and view.key not in demand.avoid
 
 
-def _cheapest_prefill(snapshot: ClusterSnapshot, pending: _Load, demand: Demand) -> tuple[float, WorkerView] | None:
-    """The prefill worker that would be done first, and after how many tokens of compute."""
-    costs = [
+def _remote(snapshot: ClusterSnapshot, pending: _Load, demand: Demand) -> _Remote:
+    """Looks at every prefill worker."""
+    waits = [
         (num_lacking(view, demand) + _num_queued(view, pending), view)
         for view in snapshot.prefill
-        if _is_candidate(view, demand) and has_credit(view, pending, demand)
+        if _is_candidate(view, demand)
     ]
-    return min(costs, key=lambda entry: (entry[0], entry[1].key), default=None)
+    return _Remote(
+        source=min(
+            (entry for entry in waits if has_credit(entry[1], pending, demand)),
+            key=lambda entry: (entry[0], entry[1].key),
+            default=None,
+        ),
+        wait_tokens=min((wait for wait, _ in waits), default=0),
+        is_usable=any(view.usable for view in snapshot.prefill),
+    )
 
 
 def _option(
-    view: WorkerView,
-    source: tuple[float, WorkerView] | None,
-    has_prefill_worker: bool,
-    pending: _Load,
-    demand: Demand,
-    policy: PlacementPolicy,
+    view: WorkerView, remote: _Remote, pending: _Load, demand: Demand, policy: PlacementPolicy
 ) -> Placement | None:
     """The best way to use one decode worker; None if it needs a prefill worker and none has credit."""
     lacking = num_lacking(view, demand)
     load = pending.get(view.key, _NOTHING)
     base_cost = _decode_load(view, load, policy)
-    decision = _decide(lacking, source, has_prefill_worker, demand, policy)
+    local_wait = policy.local_slowdown * (_num_queued(view, pending) + lacking)
+    decision = _decide(lacking, local_wait, remote, demand, policy)
     if decision is Decision.REMOTE:
-        if source is None:
+        if remote.source is None:
             return None
-        cost, prefill, to_prefill = source[0] + policy.transfer_weight * lacking, source[1].key, source[1]
+        remote_wait, source = remote.source
+        cost, prefill, to_prefill = remote_wait + policy.transfer_weight * lacking, source.key, source
+    elif decision is Decision.LOCAL_BACKLOG:
+        cost, prefill, to_prefill = local_wait, None, view
     else:
         # What is short enough to be always prefilled in place is too short to slow anybody.
         weight = 1.0 if decision is Decision.LOCAL_SHORT else policy.local_weight
@@ -197,25 +223,26 @@ def _option(
     )
 
 
-def _decide(
-    lacking: int,
-    source: tuple[float, WorkerView] | None,
-    has_prefill_worker: bool,
-    demand: Demand,
-    policy: PlacementPolicy,
-) -> Decision:
-    """Local where little is lacking, where no prefill worker is there, or where that one would compute far more.
+def _decide(lacking: int, local_wait: float, remote: _Remote, demand: Demand, policy: PlacementPolicy) -> Decision:
+    """Local where little is lacking, where no prefill worker is there or that one would compute far more, and where a
+    prompt of bounded length would be done sooner than behind what the prefill workers have to do first.
 
-    The prefill worker's queue does not count here: waiting there is better than slowing a decode worker's streams.
+    Queues count for no longer prompt: waiting for a prefill worker is better than slowing a decode worker's streams
+    for as long as that would take.
+
+    Args:
+        local_wait: until the decode worker would have computed it, in tokens of a prefill worker's compute, as are all
+            costs here. Both waits have the queue in them, so a burst is shared out such that both sides end together.
     """
     if lacking < policy.local_prefill_tokens:
         return Decision.LOCAL_SHORT
-    if not has_prefill_worker:
+    if not remote.is_usable:
         return Decision.LOCAL_NO_PREFILL_WORKER
-    if source is not None:
-        remote_cost = num_lacking(source[1], demand) + policy.transfer_weight * lacking
-        if policy.local_weight * lacking < remote_cost:
-            return Decision.LOCAL_CACHED
+    transfer = policy.transfer_weight * lacking
+    if remote.source is not None and policy.local_weight * lacking < num_lacking(remote.source[1], demand) + transfer:
+        return Decision.LOCAL_CACHED
+    if lacking <= policy.backlog_prefill_tokens and local_wait < remote.wait_tokens + transfer:
+        return Decision.LOCAL_BACKLOG
     return Decision.REMOTE
 
 

@@ -101,6 +101,7 @@ class Attempt:
 
     Attributes:
         cursors: for each choice the next position that the client has not consumed; where a reattach resumes.
+        told: the cursors that the decode worker has been sent.
         committed: the decode worker holds the KV and decodes.
         reserved: the decode worker has granted the reservation, so its lease needs renewing.
         ended_on_worker: the decode worker has said that it is through.
@@ -115,6 +116,7 @@ class Attempt:
         self.placement = charge.placement
         self.merge = TokenMerge(next_positions)
         self.cursors = list(next_positions)
+        self.told = list(next_positions)
         self.progress = Progress()
         self.committed = False
         self.reserved = False
@@ -122,21 +124,37 @@ class Attempt:
         self.ended_choices: set[int] = set()
         self.prompt_logprobs: list[inference_pb2.PositionLogprobs] = []
         self.failure: Failure | None = None
-        self._changed = asyncio.Event()
+        self._expired = False
+        # Of the request's task, while it waits; cheaper for every token than an Event and a timeout around it.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiter: asyncio.Future[None] | None = None
 
     async def wait(self) -> list[worker_pb2.TokenOut]:
-        """The next tokens in order; empty where there are none left and the attempt has failed."""
+        """The next tokens in order; empty where there are none left and the attempt has failed.
+
+        Raises:
+            TimeoutError: there are none, and the attempt has expired.
+        """
         while not (tokens := self.merge.take()) and self.failure is None:
-            self._changed.clear()
-            await self._changed.wait()
+            if self._expired:
+                raise TimeoutError
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            self._waiter = self._loop.create_future()
+            await self._waiter
         return tokens
+
+    def expire(self) -> None:
+        """The client's deadline has passed."""
+        self._expired = True
+        self._wake()
 
     def decoded(self, token: worker_pb2.TokenOut) -> None:
         """The decode worker has sent a token."""
         if not self.committed:
             self._commit()
         self.merge.offer(token)
-        self._changed.set()
+        self._wake()
 
     def scored(self, message: worker_pb2.PromptLogprobs) -> None:
         """Either worker has sent the logprobs of more of the prompt; what came before is sent again on a reattach."""
@@ -168,7 +186,7 @@ class Attempt:
             self.progress.first_tokens_at = time.monotonic()
             for token in event.first_tokens.tokens:
                 self.merge.offer(token)
-            self._changed.set()
+            self._wake()
         elif kind == "prompt_logprobs":
             self.scored(event.prompt_logprobs)
         elif kind == "done":
@@ -186,7 +204,7 @@ class Attempt:
         """Ends the attempt; the first failure counts."""
         if self.failure is None:
             self.failure = failure
-            self._changed.set()
+            self._wake()
 
     def _note_local_prefill(self, update: worker_pb2.RequestUpdate) -> None:
         """From the first update of a local prefill: FINISHED where its first token ended the request, else DECODING."""
@@ -199,6 +217,11 @@ class Attempt:
             self.progress.sent_bytes, self.progress.sending_s = done.bytes, done.sending_s
             self.progress.transport = done.transport
             self.progress.sent_at = time.monotonic()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def _commit(self) -> None:
         self.committed = True

@@ -85,6 +85,7 @@ class RouterServer:
                 lease_s=config.transfer.lease_s,
                 call_timeout_s=config.transfer.timeout_s,
                 max_message_bytes=router.max_message_bytes,
+                max_unacked_tokens=config.decode.max_unacked_tokens,
             ),
         )
         self._tracer = open_tracer("router", router_id, version=baton.__version__)
@@ -93,7 +94,11 @@ class RouterServer:
         )
         self._queue = AdmissionQueue(
             Ledger(),
-            PlacementPolicy(local_prefill_tokens=config.decode.local_prefill_tokens, watermark=config.decode.watermark),
+            PlacementPolicy(
+                local_prefill_tokens=config.decode.local_prefill_tokens,
+                backlog_prefill_tokens=config.decode.backlog_prefill_tokens,
+                watermark=config.decode.watermark,
+            ),
             max_queued=router.max_queued_requests,
             worker_wait_s=router.worker_wait_s,
             on_length=accounting.queued,
@@ -267,13 +272,15 @@ class RouterServer:
 
     async def _follow_readiness(self) -> None:
         """Keeps grpc.health.v1 in step with `ready`."""
+        told: bool | None = None
         while True:
             self._changed.clear()
-            status = (
-                health_pb2.HealthCheckResponse.SERVING if self.ready else health_pb2.HealthCheckResponse.NOT_SERVING
-            )
-            for service in (_SERVICE, health.OVERALL_HEALTH):
-                await self._health.set(service, status)
-            if self.ready:
-                self._was_ready.set()
+            # Asked after every state of a worker, and rarely another answer.
+            if (ready := self.ready) is not told:
+                told = ready
+                status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+                for service in (_SERVICE, health.OVERALL_HEALTH):
+                    await self._health.set(service, status)
+                if ready:
+                    self._was_ready.set()
             await self._changed.wait()

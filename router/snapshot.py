@@ -82,7 +82,7 @@ class WorkerView:
     Attributes:
         num_groups: layer groups of the KV cache, each with blocks of its own.
         connected: all streams to the worker are up.
-        queued_tokens: prompt tokens that it has accepted and not computed yet.
+        queued_tokens: prompt tokens that it has accepted to compute and not computed yet.
         token_credit: prompt tokens that a prefill worker takes before it must be left alone.
     """
 

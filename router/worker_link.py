@@ -35,12 +35,14 @@ class LinkOptions:
 
     Attributes:
         call_timeout_s: longest time that a Reserve may take.
+        max_unacked_tokens: as decode workers are told with each request.
     """
 
     router_id: str
     lease_s: float
     call_timeout_s: float
     max_message_bytes: int
+    max_unacked_tokens: int = 1024
 
     @property
     def reattach_s(self) -> float:
@@ -209,7 +211,12 @@ class DecodeLink:
             max_backoff_s=_MAX_BACKOFF_S,
         )
         self.attach = AttachStream(
-            self._stub, self.key, options.router_id, lambda: on_change(self.key), reattach_s=options.reattach_s
+            self._stub,
+            self.key,
+            options.router_id,
+            lambda: on_change(self.key),
+            reattach_s=options.reattach_s,
+            max_unacked_tokens=options.max_unacked_tokens,
         )
         leases = LeaseRenewal(
             self._renew,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 from baton.v1 import inference_pb2
 from router.openai.chat_format import TextParser, Turn
 from router.openai.chat_request import ChatRequest
-from router.openai.envelope import Envelope, Json, UsageTotal, finish_reason, stop_reason, usage_json
+from router.openai.envelope import Envelope, Json, UsageTotal, finish_reason, json_string, stop_reason, usage_json
 from router.openai.generation import Response
 from router.openai.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from router.openai.tools import ParsedDelta, ToolCallDelta
@@ -116,7 +115,7 @@ class _Choice:
         """A delta as an event; the first one has the role, the last one why the choice ended."""
         is_last = bool(delta.finish_reason)
         if self._is_plain and self._began and not is_last:
-            return self._before + json.dumps(delta.text).encode() + self._after
+            return self._before + json_string(delta.text) + self._after
         is_first, self._began = not self._began, True
         self._num_tokens += len(delta.token_ids)
         parsed = self._parse(delta.text, is_last=is_last)

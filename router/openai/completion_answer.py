@@ -11,7 +11,7 @@ from typing import Any
 
 from baton.v1 import inference_pb2
 from router.openai.completion_request import CompletionRequest
-from router.openai.envelope import Envelope, Json, UsageTotal, finish_reason, stop_reason, usage_json
+from router.openai.envelope import Envelope, Json, UsageTotal, finish_reason, json_string, stop_reason, usage_json
 from router.openai.generation import Response
 from router.openai.logprobs import CompletionLogprobs, TokenNames, prompt_logprobs
 
@@ -145,7 +145,7 @@ class _Choice:
         """A delta as an event."""
         is_last = bool(delta.finish_reason)
         if self._is_plain and not is_last and (self._began or not self._request.echo):
-            return self._before + json.dumps(delta.text).encode() + self._after
+            return self._before + json_string(delta.text) + self._after
         self._num_tokens += len(delta.token_ids)
         choice = self._json(delta.text, delta.token_ids, delta.logprobs, delta)
         usage = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 from baton.v1 import inference_pb2
@@ -85,6 +86,11 @@ class UsageTotal:
             **usage_json(self._prompt_tokens, self._completion_tokens),
             "prompt_tokens_details": {"cached_tokens": self._cached_tokens},
         }
+
+
+def json_string(text: str) -> bytes:
+    """A text as JSON, as `json.dumps` writes it: it is called for every token."""
+    return encode_basestring_ascii(text).encode()
 
 
 def usage_json(prompt_tokens: int, completion_tokens: int) -> Json:

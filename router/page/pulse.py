@@ -31,13 +31,17 @@ class Rate:
     """Something counted over the last seconds, in a ring of buckets."""
 
     def __init__(self) -> None:
-        self._buckets: collections.deque[tuple[int, float]] = collections.deque(maxlen=int(_WINDOW_S / _BUCKET_S) + 1)
+        # [index, amount], the index in units of `_BUCKET_S`.
+        self._buckets: collections.deque[list[float]] = collections.deque(maxlen=int(_WINDOW_S / _BUCKET_S) + 1)
+        self._last_index: int | None = None
 
     def add(self, now: float, amount: float) -> None:
         index = int(now / _BUCKET_S)
-        if self._buckets and self._buckets[-1][0] == index:
-            amount += self._buckets.pop()[1]
-        self._buckets.append((index, amount))
+        if index == self._last_index:
+            self._buckets[-1][1] += amount
+        else:
+            self._last_index = index
+            self._buckets.append([index, amount])
 
     def per_second(self, now: float) -> float:
         return rate_of(((index * _BUCKET_S, amount) for index, amount in self._buckets), now)
@@ -135,11 +139,12 @@ class Pulse(Observer):
             self._ttft_s.append(now - job.arrived_at)
             self._note_prefix(job)
         for delta in deltas:
-            num_tokens = len(delta.token_ids)
-            last = last_at.get(delta.index)
-            if last is not None and num_tokens:
-                self._itl_s.extend([(now - last) / num_tokens] * num_tokens)
-            last_at[delta.index] = now
+            num_tokens, index = len(delta.token_ids), delta.index
+            last = last_at.get(index)
+            if last is not None:
+                for _ in range(num_tokens):
+                    self._itl_s.append((now - last) / num_tokens)
+            last_at[index] = now
             self._generated.add(now, num_tokens)
 
     def finished(self, job: Job, timings: inference_pb2.StageTimings, now: float) -> None:

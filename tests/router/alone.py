@@ -8,8 +8,8 @@ import threading
 from collections.abc import Iterator
 
 from baton.config import DecodeConfig, RouterProcessConfig, ServeConfig, TransferConfig
+from bench.mock_workers.cluster import MockCluster
 from router.server import RouterServer
-from tests.router.mock_cluster import MockCluster
 
 
 @contextlib.contextmanager

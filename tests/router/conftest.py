@@ -17,8 +17,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from baton.config import DecodeConfig, ModelConfig, RouterConfig, RouterProcessConfig, TransferConfig
 from baton.v1 import inference_pb2, inference_pb2_grpc
+from bench.mock_workers.cluster import MockCluster
 from router.server import RouterServer
-from tests.router.mock_cluster import MockCluster
 
 BOS, EOS = 0, 1
 CORPUS = ["the quick brown fox jumps over the lazy dog", "hello world, hello router", "naïve café — 日本語 🙂"]
@@ -153,7 +153,7 @@ def start_router(checkpoint: pathlib.Path) -> StartRouter:
         config = RouterProcessConfig(
             model=ModelConfig(path=str(checkpoint), served_name="mock"),
             router=RouterConfig(grpc_port=0, http_port=0, **(router or {})),
-            decode=DecodeConfig(**{"local_prefill_tokens": 0, **(decode or {})}),
+            decode=DecodeConfig(**{"local_prefill_tokens": 0, "backlog_prefill_tokens": 0, **(decode or {})}),
             transfer=TransferConfig(**{"lease_s": 3.0, **(transfer or {})}),
             membership_address=cluster.membership.address,
         )

@@ -19,6 +19,7 @@ from baton.internal.v1 import transfer_pb2, worker_pb2
 from baton.metrics import ClusterMetrics, RouterMetrics
 from baton.requests import FinishReason, SamplingParams
 from baton.v1 import inference_pb2
+from bench.mock_workers.cluster import MockCluster
 from router.accounting import Accounting, ClusterAccounting, Objectives
 from router.admission import Entry
 from router.emission import Emission
@@ -28,7 +29,6 @@ from router.placement import Decision, Placement
 from router.request_state import Attempt
 from router.snapshot import ClusterSnapshot, WorkerKey, WorkerView
 from tests.router.conftest import StartRouter, next_of, request_of
-from tests.router.mock_cluster import MockCluster
 
 OBJECTIVES = Objectives(ttft_s=1.0, tpot_s=0.1)
 NUM_PROMPT = 100

@@ -8,9 +8,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from baton.client import AsyncClient
 from baton.errors import UnauthenticatedError
 from baton.v1 import inference_pb2
+from bench.mock_workers.cluster import MockCluster
 from router.api_keys import ApiKeys
 from tests.router.conftest import StartRouter, request_of
-from tests.router.mock_cluster import MockCluster
 
 KEYS = ["first-key", "second-key"]
 

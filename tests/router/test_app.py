@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 
 import baton
 from baton.v1 import inference_pb2
+from bench.mock_workers.cluster import MockCluster
 from tests.router.conftest import BOS, EOS, Client, StartRouter, request_of
-from tests.router.mock_cluster import MockCluster
 
 
 async def error_of(client: Client, request: inference_pb2.GenerateRequest) -> tuple[grpc.StatusCode, str]:

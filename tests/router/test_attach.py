@@ -5,11 +5,12 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from baton.internal.v1 import worker_pb2_grpc
+from bench.mock_workers.cluster import MockCluster
+from bench.mock_workers.decode import MockDecode
 from router.attach import AttachStream
 from router.snapshot import WorkerKey
 from router.worker_link import open_channel
-from tests.router.mock_cluster import MockCluster
-from tests.router.mock_decode import MockDecode
+from tests.router.test_request_state import new_attempt
 
 
 class Attached:
@@ -61,3 +62,18 @@ async def test_cancelling_the_task_ends_it() -> None:
         await asyncio.gather(attach.task, return_exceptions=True)
         assert attach.task.cancelled()
         assert len(worker.hellos) == 1
+
+
+async def test_a_worker_is_told_each_acknowledgement_once_and_the_last_one_of_a_choice_that_ended() -> None:
+    async with attached() as (attach, worker):
+        attempt = new_attempt()
+        attach.stream.add(attempt)
+        for position in range(1, 4):
+            attach.stream.acknowledge(attempt, 0, position)
+        attach.stream.acknowledge(attempt, 0, 4, ended=True)
+        await worker.until(lambda: worker.acks)
+        # The timer that the first ones set has nothing left to tell.
+        attach.stream.acknowledge(attempt, 0, 5)
+        await worker.until(lambda: worker.acks[-1][2] == 5)
+        assert [position for *_, position in worker.acks] == [4, 5]
+        assert worker.num_ack_messages == 2

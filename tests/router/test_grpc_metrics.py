@@ -5,8 +5,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from baton.v1 import inference_pb2
+from bench.mock_workers.cluster import MockCluster
 from tests.router.conftest import Client, StartRouter, next_of, request_of
-from tests.router.mock_cluster import MockCluster
 
 PREFIX = "/baton.v1.Inference/"
 

@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from bench.mock_workers.cluster import MockCluster
 from router.http import create_app
 from tests.router.conftest import Client, StartRouter, request_of, tokens_of
-from tests.router.mock_cluster import MockCluster
 
 
 async def get(client: Client, path: str) -> httpx.Response:
@@ -77,6 +77,18 @@ async def test_headers_without_end_are_refused(start_router: StartRouter) -> Non
         writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nX: " + b"a" * (1 << 20))
         assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
         writer.close()
+
+
+async def test_an_upgrade_that_is_offered_is_ignored(start_router: StartRouter) -> None:
+    """Java's client offers HTTP/2 with each request."""
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAAP__"}
+    async with (
+        MockCluster() as cluster,
+        start_router(cluster) as client,
+        httpx.AsyncClient(base_url=client.server.url, headers=offer) as http,
+    ):
+        for _ in range(2):
+            assert (await http.post("/tokenize", json={"prompt": "hello"})).status_code == 200
 
 
 async def test_a_whole_request_goes_through_http(start_router: StartRouter) -> None:

@@ -15,9 +15,9 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
 
 from baton.metrics import HttpMetrics
+from bench.mock_workers.cluster import MockCluster
 from router.http_metrics import HttpMetricsMiddleware, MetricsEndpoint
 from tests.router.conftest import StartRouter
-from tests.router.mock_cluster import MockCluster
 
 
 async def hello(request: Request) -> Response:

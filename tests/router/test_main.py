@@ -14,8 +14,8 @@ import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from baton.v1 import inference_pb2_grpc
+from bench.mock_workers.cluster import MockCluster
 from tests.router.conftest import next_of, request_of, rest_of, tokens_of
-from tests.router.mock_cluster import MockCluster
 from tests.router.test_server import config_for
 
 

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from bench.mock_workers.cluster import MockCluster
 from router.membership import Membership
 from router.snapshot import ClusterSnapshot, WorkerKey
 from router.worker_link import LinkOptions
-from tests.router.mock_cluster import MockCluster
 
 OPTIONS = LinkOptions(router_id="router-test", lease_s=3.0, call_timeout_s=5.0, max_message_bytes=1 << 20)
 

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 
 from baton.hashing import extend_chain, model_identity, root_hash
 from baton.v1 import inference_pb2
+from bench.mock_workers.cluster import MockCluster
+from bench.mock_workers.worker import BLOCK_SIZE, Script, fingerprint
 from tests.router.conftest import EOS, StartRouter, next_of, request_of, rest_of, text_of, tokens_of
-from tests.router.mock_cluster import MockCluster
-from tests.router.mock_workers import BLOCK_SIZE, Script, fingerprint
 
 
 def saying(tokenizer: Tokenizer, text: str) -> Script:

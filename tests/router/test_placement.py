@@ -24,7 +24,7 @@ from router.placement import (
 )
 from router.snapshot import ClusterSnapshot, PrefixView, WorkerKey, WorkerView
 
-POLICY = PlacementPolicy(local_prefill_tokens=32, watermark=0.1)
+POLICY = PlacementPolicy(local_prefill_tokens=32, backlog_prefill_tokens=512, watermark=0.1)
 HASHES = tuple(number.to_bytes(32, "big") for number in range(64))
 
 
@@ -47,7 +47,7 @@ def cluster(*workers: WorkerView) -> ClusterSnapshot:
 
 
 def demand(num_tokens: int = 640, **changes: Any) -> Demand:
-    return Demand(num_tokens=num_tokens, block_hashes=HASHES[: num_tokens // 16], **changes)
+    return Demand(**{"num_tokens": num_tokens, "block_hashes": HASHES[: num_tokens // 16], **changes})
 
 
 def placed(result: Placement | Blocked) -> Placement:
@@ -107,6 +107,101 @@ class TestWhoPrefills:
         placement = placed(place(snapshot, {}, demand(), POLICY))
         assert placement.prefill == WorkerKey("prefill-1", 2)
         assert placement.prefill_tokens == 640 - 320
+
+
+class TestBacklog:
+    """Who prefills a prompt of 256 tokens, or another, when there is a queue: at a decode worker a token takes as long
+    as three at a prefill worker, and sending it as long as a quarter."""
+
+    @staticmethod
+    def decided(*workers: WorkerView, **changes: Any) -> Decision:
+        return placed(place(cluster(*workers), {}, demand(**{"num_tokens": 256, **changes}), POLICY)).decision
+
+    @pytest.mark.parametrize(
+        ("remote_queue", "local_queue", "expected"),
+        [
+            (0, 0, Decision.REMOTE),
+            # 3 * 256 = 448 + 256 + 256 / 4: of two that are done at the same time the prefill worker wins.
+            (448, 0, Decision.REMOTE),
+            (449, 0, Decision.LOCAL_BACKLOG),
+            (449, 1, Decision.REMOTE),
+            (1216, 256, Decision.REMOTE),
+            (1217, 256, Decision.LOCAL_BACKLOG),
+            (0, 5000, Decision.REMOTE),
+        ],
+    )
+    def test_a_short_prompt_goes_where_it_is_done_first(
+        self, remote_queue: int, local_queue: int, expected: Decision
+    ) -> None:
+        busy = worker("prefill", queued_tokens=remote_queue)
+        assert self.decided(busy, worker("decode", queued_tokens=local_queue)) is expected
+
+    @pytest.mark.parametrize(
+        ("num_tokens", "expected"), [(512, Decision.LOCAL_BACKLOG), (513, Decision.REMOTE), (1024, Decision.REMOTE)]
+    )
+    def test_a_long_prompt_waits_for_a_prefill_worker(self, num_tokens: int, expected: Decision) -> None:
+        busy = worker("prefill", queued_tokens=100_000, token_credit=10**6)
+        assert self.decided(busy, worker("decode"), num_tokens=num_tokens) is expected
+
+    def test_0_turns_it_off(self) -> None:
+        snapshot = cluster(worker("prefill", queued_tokens=3000), worker("decode"))
+        policy = dataclasses.replace(POLICY, backlog_prefill_tokens=0)
+        assert placed(place(snapshot, {}, demand(256), policy)).decision is Decision.REMOTE
+
+    def test_what_is_cached_at_the_decode_worker_does_not_count(self) -> None:
+        busy = worker("prefill", cached=20, queued_tokens=3000)
+        assert self.decided(busy, worker("decode", cached=20), num_tokens=832) is Decision.LOCAL_BACKLOG
+        assert self.decided(busy, worker("decode", cached=19), num_tokens=832) is Decision.REMOTE
+
+    def test_a_scored_prompt_is_computed_whole(self) -> None:
+        busy, cached = worker("prefill", queued_tokens=3000), worker("decode", cached=40)
+        assert self.decided(busy, cached, num_tokens=640, block_hashes=()) is Decision.REMOTE
+        assert self.decided(busy, cached, num_tokens=480, block_hashes=()) is Decision.LOCAL_BACKLOG
+
+    def test_every_prefill_worker_must_have_a_backlog(self) -> None:
+        busy = worker("prefill", 0, queued_tokens=3000)
+        assert self.decided(busy, worker("prefill", 1), worker("decode", 2)) is Decision.REMOTE
+        draining = worker("prefill", 1, draining=True)
+        assert self.decided(busy, draining, worker("decode", 2)) is Decision.LOCAL_BACKLOG
+
+    def test_a_draining_decode_worker_takes_none(self) -> None:
+        snapshot = cluster(
+            worker("prefill", queued_tokens=1000),
+            worker("decode", 1, draining=True),
+            worker("decode", 2, queued_tokens=1000),
+        )
+        placement = placed(place(snapshot, {}, demand(256), POLICY))
+        assert (placement.decode.name, placement.decision) == ("decode-2", Decision.REMOTE)
+
+    def test_the_decode_worker_with_the_shorter_queue_takes_it(self) -> None:
+        snapshot = cluster(
+            worker("prefill", queued_tokens=3000), worker("decode", 1, queued_tokens=300), worker("decode", 2)
+        )
+        placement = placed(place(snapshot, {}, demand(256), POLICY))
+        assert (placement.decode.name, placement.decision) == ("decode-2", Decision.LOCAL_BACKLOG)
+        assert placement.prefill_tokens == 256
+
+    def test_without_credit_a_short_prompt_need_not_wait(self) -> None:
+        assert self.decided(worker("prefill", queued_tokens=4096), worker("decode")) is Decision.LOCAL_BACKLOG
+
+    def test_nothing_is_known_of_the_wait_where_every_prefill_worker_is_avoided(self) -> None:
+        snapshot = cluster(worker("prefill", queued_tokens=3000), worker("decode"))
+        avoiding = demand(256, avoid=frozenset({WorkerKey("prefill-0", 1)}))
+        assert place(snapshot, {}, avoiding, POLICY) is Blocked.NO_CREDIT
+
+    @pytest.mark.parametrize("num_tokens", [64, 256, 512])
+    def test_of_a_burst_both_sides_are_done_at_about_the_same_time(self, num_tokens: int) -> None:
+        """All placed from one and the same snapshot: only the ledger knows of the queues."""
+        snapshot = cluster(
+            worker("prefill", token_credit=10**6), worker("decode", free_blocks=10_000, total_blocks=10_000)
+        )
+        ledger = Ledger()
+        for _ in range(32):
+            ledger.charge(placed(place(snapshot, ledger.pending, demand(num_tokens), POLICY)))
+        (prefill,), (decode,) = snapshot.prefill, snapshot.decode
+        at_prefill, at_decode = (ledger.pending[view.key].prefill_tokens for view in (prefill, decode))
+        assert at_prefill + at_decode == 32 * num_tokens
+        assert abs(at_prefill - POLICY.local_slowdown * at_decode) <= POLICY.local_slowdown * num_tokens
 
 
 class TestWhoDecodes:
@@ -215,6 +310,8 @@ def test_a_placement_keeps_every_rule(
         assert result.blocks >= 1
         if num_lacking(chosen, wanted) < POLICY.local_prefill_tokens or not usable_prefill:
             assert result.prefill is None
+        if result.decision is Decision.LOCAL_BACKLOG:
+            assert num_lacking(chosen, wanted) <= POLICY.backlog_prefill_tokens
         if result.prefill is not None:
             source = next(view for view in usable_prefill if view.key == result.prefill)
             assert has_credit(source, {}, wanted)

@@ -7,8 +7,8 @@ import pytest
 
 from baton.v1 import inference_pb2
 from baton.wire import spec_from_wire
+from bench.mock_workers.cluster import MockCluster
 from tests.router.conftest import StartRouter, request_of, tokens_of
-from tests.router.mock_cluster import MockCluster
 
 PROMPT = [0, *range(20, 59)]
 SCORES = [float(-position) for position in range(1, 40)]

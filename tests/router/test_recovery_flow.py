@@ -8,9 +8,9 @@ import grpc
 import pytest
 
 from baton.hashing import extend_chain
+from bench.mock_workers.cluster import MockCluster
+from bench.mock_workers.worker import BLOCK_SIZE
 from tests.router.conftest import StartRouter, next_of, request_of, rest_of, tokens_of
-from tests.router.mock_cluster import MockCluster
-from tests.router.mock_workers import BLOCK_SIZE
 
 UNAVAILABLE, ABORTED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED
 

@@ -145,3 +145,21 @@ def test_scores_of_the_prompt_that_are_sent_again_count_once() -> None:
     for start, count in ((1, 3), (1, 3), (4, 2), (1, 3), (4, 2), (6, 1)):
         attempt.scored(worker_pb2.PromptLogprobs(ref=REF, start=start, positions=[one] * count))
     assert len(attempt.prompt_logprobs) == 6
+
+
+class TestExpiry:
+    async def test_it_ends_the_wait(self) -> None:
+        attempt = new_attempt()
+        waiting = asyncio.create_task(attempt.wait())
+        await asyncio.sleep(0)
+        attempt.expire()
+        with pytest.raises(TimeoutError):
+            await waiting
+
+    async def test_tokens_that_are_there_are_given_first(self) -> None:
+        attempt = new_attempt()
+        attempt.expire()
+        attempt.decoded(token(0))
+        assert positions(await attempt.wait()) == [(0, 0)]
+        with pytest.raises(TimeoutError):
+            await attempt.wait()

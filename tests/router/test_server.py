@@ -9,9 +9,9 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from baton.config import DecodeConfig, ModelConfig, RouterConfig, RouterProcessConfig, TransferConfig
+from bench.mock_workers.cluster import MockCluster
 from router.server import RouterServer
 from tests.router.conftest import StartRouter, next_of, request_of, rest_of, tokens_of
-from tests.router.mock_cluster import MockCluster
 
 
 async def test_draining_finishes_what_runs_and_refuses_what_comes(start_router: StartRouter) -> None:

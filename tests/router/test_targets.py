@@ -3,10 +3,10 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from bench.mock_workers.cluster import MockCluster
 from router.snapshot import ClusterSnapshot, WorkerKey, WorkerView
 from router.targets import router_target, target_groups
 from tests.router.conftest import Client, StartRouter
-from tests.router.mock_cluster import MockCluster
 
 
 def view(role: str, name: str, metrics_address: str) -> WorkerView:

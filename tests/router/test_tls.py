@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives import serialization
 from baton.client import AsyncClient, Tls
 from baton.config import DecodeConfig, ModelConfig, RouterConfig, RouterProcessConfig, TransferConfig
 from baton.errors import UnavailableError
+from bench.mock_workers.cluster import MockCluster
 from router.server import RouterServer
 from router.tls import ServerTls
 from tests.certificates import Authority
-from tests.router.mock_cluster import MockCluster
 from tests.router.test_server import config_for
 
 

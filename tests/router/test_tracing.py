@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Iterator
 import grpc
 import pytest
 
+from bench.mock_workers.cluster import MockCluster
 from tests.collector import Collector, ReceivedSpan, grpc_collector
 from tests.router.conftest import Client, StartRouter, next_of, request_of
-from tests.router.mock_cluster import MockCluster
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
+from bench.mock_workers.cluster import MockCluster
 from router.page import routes
 from tests.router.conftest import Client, StartRouter, next_of, request_of, rest_of, text_of
-from tests.router.mock_cluster import MockCluster
 
 STATIC = sorted(routes._FOLDER.iterdir())
 PROMPT = "hello world, the quick brown fox"
