@@ -1,1 +1,1 @@
-"""Benchmarks: each prints ratios against a limit that it measured in the same run."""
+"""Benchmarks: `baton bench`, a module for each command."""

@@ -1,54 +1,49 @@
-"""KV transfers between two processes of this host: `python -m bench.transfer`.
+"""`baton bench transfer`: KV transfers between two processes of this host.
 
 For each transport the time from `Sender.open` to the receiver's answer to Commit, copy-in and checksums included, for a
 long prompt (GB/s, and as a share of this machine's copy bandwidth, measured in the same run) and for a single block
-(latency). The pool is that of a Llama with 12 layers, 4 KV heads of 64 and bfloat16, in blocks of 16 tokens.
+(latency), and the CPU time that each side takes. The pool is that of a Llama with 12 layers and 4 KV heads of 64, in
+blocks of 16 tokens. With --overlap also what a transfer adds to a real prefill of the same shape.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import statistics
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
-from typing import Literal
 
 import click
-import grpc
 import numpy as np
 import torch
-from prometheus_client import CollectorRegistry
-from rich.console import Console
-from rich.table import Table
 
-from baton.config import TransferConfig
-from baton.errors import BatonError
-from baton.internal.v1 import transfer_pb2, transfer_pb2_grpc
-from baton.metrics import TransferMetrics
-from baton.requests import AttemptRef
-from engine.kv.layout import KVGroup, KVLayout
-from kvtransfer.pages import PageMemory
-from kvtransfer.receiver import Receiver
-from kvtransfer.sender import Sender
-from kvtransfer.service import KVTransferService
-from kvtransfer.ticket import layout_fingerprint
-from worker.host import WorkerHost
+from bench.checkpoint import Sizes
+from bench.provenance import Provenance
+from bench.report import Report, TableText, print_table
+from bench.transfer_overlap import Overlap, measure_overlap
+from bench.transfer_pair import Pair, Pushing, Transport, cpu_s, kv_layout, make_sender, pair
+from engine.kv.layout import KVLayout
 
-Transport = Literal["shm", "grpc"]
-
-LAYOUT = KVLayout(groups=(KVGroup(tuple(range(12))),), num_kv_heads=4, head_dim=64, block_size=16, dtype=torch.bfloat16)
+TRANSPORTS: tuple[Transport, ...] = ("shm", "grpc")
 COPY_BYTES = 256 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """Seconds of each round, and the bytes that one of them moves."""
+    """
+    Attributes:
+        seconds: of each round.
+        first_s: of the transfer before them, which makes the connection if it is the pair's first.
+        num_bytes: that one round moves.
+        sender_cpu_s, receiver_cpu_s: of all rounds together.
+    """
 
     seconds: tuple[float, ...]
+    first_s: float
     num_bytes: int
+    sender_cpu_s: float
+    receiver_cpu_s: float
 
     @property
     def median_s(self) -> float:
@@ -57,6 +52,10 @@ class Result:
     @property
     def bytes_per_s(self) -> float:
         return self.num_bytes / self.median_s
+
+    def per_gb(self, cpu_s: float) -> float:
+        """CPU seconds for each 10^9 bytes."""
+        return cpu_s / (self.num_bytes * len(self.seconds) / 1e9)
 
 
 def copy_bandwidth(rounds: int) -> float:
@@ -70,133 +69,127 @@ def copy_bandwidth(rounds: int) -> float:
     return COPY_BYTES / statistics.median(seconds)
 
 
-class ReleasedEvents:
-    """Receiver events of which only the last matters here."""
-
-    def __init__(self) -> None:
-        self.done = threading.Event()
-
-    def committed(self, ref: AttemptRef, first_tokens: Sequence[transfer_pb2.FirstToken]) -> None:
-        """Nothing decodes here."""
-
-    def aborted(self, ref: AttemptRef, reason: str) -> None:
-        """The sender tells."""
-
-    def released(self, ref: AttemptRef) -> None:
-        self.done.set()
+def measure(transport: Transport, layout: KVLayout, num_blocks: int, rounds: int) -> tuple[Result, Result]:
+    """Times `rounds` transfers of `num_blocks` blocks, and of one, each after one more."""
+    with pair(transport, layout, num_blocks, run_pushes, layout, num_blocks) as both:
+        return _measure(both, num_blocks, rounds), _measure(both, 1, rounds)
 
 
-def run_sender(connection: Connection, transport: Transport, num_blocks: int) -> None:
-    """The other process: for each ticket that comes, push `num_blocks` blocks of all layers and answer with seconds."""
-    pool = torch.ones(LAYOUT.pool_shape(num_blocks + 1), dtype=LAYOUT.dtype)
-    sender = Sender(
-        PageMemory.from_pool(pool),
-        LAYOUT,
-        layout_fingerprint(LAYOUT, model="bench"),
-        "prefill-0",
-        1,
-        TransferConfig(transports=(transport,)),
-        TransferMetrics(CollectorRegistry()),
+def _measure(both: Pair, num_blocks: int, rounds: int) -> Result:
+    first_s, _ = both.order(num_blocks, num_blocks)
+    started_s = cpu_s()
+    timed = [both.order(num_blocks, num_blocks) for _ in range(rounds)]
+    receiver_cpu_s = cpu_s() - started_s
+    return Result(
+        seconds=tuple(seconds for seconds, _ in timed),
+        first_s=first_s,
+        num_bytes=num_blocks * both.layout.block_bytes,
+        sender_cpu_s=sum(cpu for _, cpu in timed),
+        receiver_cpu_s=receiver_cpu_s,
     )
-    block_ids = list(range(1, num_blocks + 1))
-    while ticket := connection.recv_bytes():
-        connection.send(push_once(sender, transfer_pb2.Ticket.FromString(ticket), block_ids))
+
+
+def run_pushes(pipe: Connection, transport: Transport, layout: KVLayout, num_blocks: int) -> None:
+    """The sender's process: pushes all layers of its blocks for each ticket; answers seconds and CPU seconds."""
+    pool = torch.ones(layout.pool_shape(num_blocks + 1), dtype=layout.dtype)
+    sender = make_sender(pool, layout, transport)
+    while (order := pipe.recv()) is not None:
+        ticket, num_pushed = order
+        block_ids = list(range(1, num_pushed + 1))
+        started_s, started_cpu_s = time.perf_counter(), cpu_s()
+        pushing = Pushing(sender, ticket)
+        for slot in range(layout.num_slots):
+            pushing.push.send(0, slot, 0, block_ids)
+        ended_s = pushing.commit()
+        pipe.send((ended_s - started_s, cpu_s() - started_cpu_s))
     sender.close()
 
 
-def push_once(sender: Sender, ticket: transfer_pb2.Ticket, block_ids: Sequence[int]) -> float:
-    """Seconds from open to the answer of Commit."""
-    ended = threading.Event()
-    errors: list[BatonError] = []
-
-    def on_done(_push: object, error: BatonError | None) -> None:
-        if error is not None:
-            errors.append(error)
-        ended.set()
-
-    started = time.perf_counter()
-    push = sender.open(ticket, on_done)
-    for slot in range(LAYOUT.num_slots):
-        push.send(0, slot, 0, block_ids)
-    push.commit([transfer_pb2.FirstToken(choice=0, token_id=1)])
-    ended.wait()
-    if errors:
-        raise errors[0]
-    return time.perf_counter() - started
-
-
-def measure(transport: Transport, num_blocks: int, rounds: int) -> Result:
-    """Times `rounds` transfers of `num_blocks` blocks after one that makes the connection."""
-    config = TransferConfig(transports=(transport,))
-    events = ReleasedEvents()
-    pool = torch.zeros(LAYOUT.pool_shape(num_blocks + 1), dtype=LAYOUT.dtype)
-    registry = CollectorRegistry()
-    receiver = Receiver(
-        PageMemory.from_pool(pool),
-        LAYOUT,
-        layout_fingerprint(LAYOUT, model="bench"),
-        "decode-0",
-        1,
-        config,
-        TransferMetrics(registry),
-        events,
-    )
-    host = WorkerHost("127.0.0.1", max_message_bytes=16 << 20, registry=registry)
-    host.start(register_transfer(receiver, config.timeout_s))
-    receiver.listen("127.0.0.1", host.address)
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    child = context.Process(target=run_sender, args=(there, transport, num_blocks))
-    child.start()
-    seconds = []
-    for index in range(rounds + 1):
-        ref = AttemptRef(f"bench-{index}", 1)
-        block_ids = list(range(1, num_blocks + 1))
-        ticket = receiver.reserve(ref, num_blocks * LAYOUT.block_size, 0, [(0, 0, block_ids)])
-        here.send_bytes(ticket.SerializeToString())
-        seconds.append(here.recv())
-        events.done.clear()
-        receiver.release(ref)
-        events.done.wait()
-    here.send_bytes(b"")
-    child.join()
-    host.stop()
-    receiver.close()
-    return Result(tuple(seconds[1:]), num_blocks * LAYOUT.block_bytes)
-
-
-def register_transfer(receiver: Receiver, timeout_s: float) -> Callable[[grpc.aio.Server], None]:
-    """Adds the receiver's control service to a host's server."""
-
-    def register(server: grpc.aio.Server) -> None:
-        transfer_pb2_grpc.add_KVTransferServicer_to_server(KVTransferService(receiver, timeout_s), server)
-
-    return register
-
-
 @click.command()
-@click.option("--tokens", default=2048, show_default=True, help="Length of the long prompt.")
-@click.option("--rounds", default=20, show_default=True, help="Transfers of which the median is taken.")
-def main(tokens: int, rounds: int) -> None:
-    """Measure every transport between two processes."""
+@click.option(
+    "--tokens", type=click.IntRange(min=1), default=2048, show_default=True, help="Length of the long prompt."
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Transfers of which the median is taken.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of the KV.",
+)
+@click.option("--overlap", is_flag=True, help="Also push a real prefill layer by layer, in float32.")
+@click.option("--output", metavar="PATH", type=click.Path(dir_okay=False), help="Write the result as JSON into PATH.")
+def main(*, tokens: int, rounds: int, dtype: str, overlap: bool, output: str | None) -> None:
+    """Measure every transport between two processes of this host."""
+    kv = kv_layout(Sizes(), dtype)
+    num_blocks = kv.num_blocks(tokens)
     limit = copy_bandwidth(rounds)
-    num_blocks = LAYOUT.num_blocks(tokens)
-    table = Table(title=f"{num_blocks * LAYOUT.block_bytes / 1e6:.1f} MB, medians of {rounds}")
-    for column in ("transport", "ms", "GB/s", "of a plain copy", "one block, ms"):
-        table.add_column(column, justify="left" if column == "transport" else "right")
-    transports: tuple[Transport, ...] = ("shm", "grpc")
-    for transport in transports:
-        prompt, block = measure(transport, num_blocks, rounds), measure(transport, 1, rounds)
-        table.add_row(
-            transport,
-            f"{prompt.median_s * 1e3:.1f}",
-            f"{prompt.bytes_per_s / 1e9:.2f}",
-            f"{prompt.bytes_per_s / limit:.0%}",
-            f"{block.median_s * 1e3:.2f}",
-        )
-    console = Console()
-    console.print(table)
-    console.print(f"plain copy: {limit / 1e9:.1f} GB/s")
+    measured = {transport: measure(transport, kv, num_blocks, rounds) for transport in TRANSPORTS}
+    prompts = {transport: prompt for transport, (prompt, _) in measured.items()}
+    blocks = {transport: block for transport, (_, block) in measured.items()}
+    print_table(transfer_table(prompts, blocks, limit))
+    overlaps: dict[Transport, Overlap] = {}
+    if overlap:
+        overlaps = {
+            transport: measure_overlap(transport, tokens, max(1, rounds // 4), Sizes()) for transport in TRANSPORTS
+        }
+        print_table(overlap_table(overlaps, tokens))
+    if output is not None:
+        results = {
+            "copy_bytes_per_s": limit,
+            "prompt": {name: dataclasses.asdict(result) for name, result in prompts.items()},
+            "block": {name: dataclasses.asdict(result) for name, result in blocks.items()},
+            "overlap": {name: dataclasses.asdict(result) for name, result in overlaps.items()},
+        }
+        parameters = {"tokens": tokens, "rounds": rounds, "dtype": dtype, "overlap": overlap}
+        Report("transfer", Provenance.collect(), parameters, results).write(output)
+
+
+def transfer_table(
+    prompts: Mapping[Transport, Result], blocks: Mapping[Transport, Result], copy_bytes_per_s: float
+) -> TableText:
+    """What of each transport is shown."""
+    num_bytes = next(iter(prompts.values())).num_bytes
+    return TableText(
+        f"{num_bytes / 1e6:.1f} MB between two processes; a plain copy makes {copy_bytes_per_s / 1e9:.1f} GB/s",
+        ("transport", "ms", "first, ms", "GB/s", "of a copy", "sender CPU s/GB", "receiver CPU s/GB", "one block, ms"),
+        [
+            (
+                name,
+                f"{result.median_s * 1e3:.1f}",
+                f"{result.first_s * 1e3:.1f}",
+                f"{result.bytes_per_s / 1e9:.2f}",
+                f"{result.bytes_per_s / copy_bytes_per_s:.0%}",
+                f"{result.per_gb(result.sender_cpu_s):.2f}",
+                f"{result.per_gb(result.receiver_cpu_s):.2f}",
+                f"{blocks[name].median_s * 1e3:.2f}",
+            )
+            for name, result in prompts.items()
+        ],
+    )
+
+
+def overlap_table(overlaps: Mapping[Transport, Overlap], num_tokens: int) -> TableText:
+    return TableText(
+        f"prefill of {num_tokens} tokens, pushed layer by layer",
+        ("transport", "prefill alone, ms", "while pushing, ms", "then until committed, ms", "of the prefill"),
+        [
+            (
+                name,
+                f"{overlap.alone_s * 1e3:.0f}",
+                f"{overlap.pushing_s * 1e3:.0f}",
+                f"{overlap.exposed_s * 1e3:.1f}",
+                f"{overlap.exposed_share:.1%}",
+            )
+            for name, overlap in overlaps.items()
+        ],
+    )
 
 
 if __name__ == "__main__":

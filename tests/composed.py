@@ -23,7 +23,7 @@ from baton.requests import AttemptRef, Delivered, Logprobs, RequestSpec, Samplin
 from baton.wire import ref_from_wire, token_from_wire
 from decode_worker.actor import PostedEvents
 from decode_worker.loop import DecodeLoop
-from decode_worker.outbox import Outbox
+from decode_worker.outbox import Lane, Mailbox, Outbox
 from engine.engine import Engine, load_engine
 from engine.grammar import CompiledGrammar
 from kvtransfer.lease import LeaseTable
@@ -37,6 +37,8 @@ from worker.engine_thread import EngineThread
 from worker.watch import WatchPublisher
 
 LEASE_S = 15.0
+# Transfers are in memory: where nothing is heard of one for this long, nothing is going to be.
+QUIET_S = 20.0
 
 
 @dataclasses.dataclass
@@ -60,9 +62,9 @@ class RecordingOutbox(Outbox):
 
     def publish(
         self,
-        tokens: Iterable[tuple[AttemptRef, worker_pb2.TokenOut]],
-        updates: Iterable[tuple[AttemptRef, worker_pb2.RequestUpdate]],
-        scores: Iterable[tuple[AttemptRef, worker_pb2.PromptLogprobs]] = (),
+        tokens: Iterable[tuple[Lane, worker_pb2.TokenOut]],
+        updates: Iterable[tuple[Mailbox, worker_pb2.RequestUpdate]],
+        scores: Iterable[tuple[Mailbox, worker_pb2.PromptLogprobs]] = (),
     ) -> None:
         tokens, updates, scores = list(tokens), list(updates), list(scores)
         self.tokens += [token_from_wire(token) for _, token in tokens]
@@ -141,6 +143,7 @@ class Pair:
         self.prefill_leases = LeaseTable(LEASE_S, self.clock)
         self.prefill_metrics = SchedulerMetrics(CollectorRegistry())
         self.decode_metrics = SchedulerMetrics(CollectorRegistry())
+        self.decode_watch = WatchPublisher()
         self.decode = DecodeLoop(
             self.decode_engine,
             self.receiver,
@@ -148,7 +151,7 @@ class Pair:
             config=decode,
             leases=self.decode_leases,
             tombstones=Tombstones(LEASE_S, self.clock),
-            watch=WatchPublisher(),
+            watch=self.decode_watch,
             metrics=self.decode_metrics,
             clock=self.clock,
         )
@@ -233,20 +236,25 @@ class Pair:
         return self.decode.step()
 
     def run(self, *, max_steps: int = 10_000) -> None:
-        """Step both until neither holds anything; fails if that takes too long."""
+        """Step both until neither holds anything; fails if that takes too long or they wait for nothing."""
         for _ in range(max_steps):
             busy = self.step_prefill() | self.step_decode()
             if self.prefill.is_idle and self.decode.is_idle:
                 return
             if not busy:
-                self.thread.wait(10.0)
+                self._wait()
         raise AssertionError("the workers are still busy")
 
     def settle(self) -> None:
         """Wait until what was pushed has been answered, without a step of either loop."""
         while any(request.push is not None for request in self.prefill.requests):
-            self.thread.wait(10.0)
+            self._wait()
             self.thread.run_pending()
+
+    def _wait(self) -> None:
+        # A test's own time limit does not cover its fixtures' ends once the test has failed.
+        if not self.thread.wait(QUIET_S):
+            raise AssertionError("the workers hold requests that nothing happens to")
 
     # What came out
 

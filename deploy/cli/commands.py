@@ -1,4 +1,4 @@
-"""The command line: `baton serve | generate | chat | status | completion`.
+"""The command line: `baton serve | generate | chat | status | completion | bench`.
 
 What a command needs is imported when it runs: it starts fast. Exit codes: 0 done, 1 it failed, 2 the user can mend it,
 130 interrupted. No tracebacks.
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from baton import __version__
+from bench.cli import bench
 from deploy.cli import flags
 
 if TYPE_CHECKING:
@@ -182,6 +183,9 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(main, {}, "baton", "_BATON_COMPLETE").source())
+
+
+main.add_command(bench)
 
 
 def _connect(target: str, tls_ca: str | None) -> Client:

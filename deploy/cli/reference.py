@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -30,15 +30,25 @@ has begun to serve drains and exits with 0, as on SIGTERM.
 
 def render() -> str:
     """The page."""
-    parts = [_HEAD, f"{_text(commands.main.help)}\n"]
-    for name, command in sorted(commands.main.commands.items()):
+    return "\n".join([_HEAD, f"{_text(commands.main.help)}\n", *_commands(commands.main, "baton", "##")])
+
+
+def _commands(group: click.Group, path: str, heading: str) -> Iterator[str]:
+    """The sections of a group's commands, those of a group among them one level down."""
+    context = click.Context(group, info_name=path)
+    for name in sorted(group.list_commands(context)):
+        command = group.get_command(context, name)
+        assert command is not None
         params = command.get_params(click.Context(command, info_name=name))
         arguments = [param.human_readable_name.upper() for param in params if isinstance(param, click.Argument)]
+        arguments += ["COMMAND"] if isinstance(command, click.Group) else []
         table = _table(params)
-        usage = " ".join(["baton", name, *arguments, *(["[OPTIONS]"] if table else [])])
-        parts.append(f"## baton {name}\n\n```text\n{usage}\n```\n\n{_text(command.help)}\n")
-        parts += [table] if table else []
-    return "\n".join(parts)
+        usage = " ".join([path, name, *arguments, *(["[OPTIONS]"] if table else [])])
+        yield f"{heading} {path} {name}\n\n```text\n{usage}\n```\n\n{_text(command.help)}\n"
+        if table:
+            yield table
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{path} {name}", f"{heading}#")
 
 
 def _table(params: Sequence[click.Parameter]) -> str:
@@ -62,7 +72,7 @@ def _spelled(option: click.Option) -> str:
     if isinstance(option.type, click.Choice):
         choices = "\\|".join(map(str, option.type.choices))
         return f"{option.opts[0]} {choices}"
-    return f"{option.opts[0]} {option.metavar}"
+    return f"{option.opts[0]} {option.metavar or option.type.name.upper()}"
 
 
 def _text(text: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -26,13 +27,13 @@ def gemma3(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def make_pair(llama: pathlib.Path) -> Iterator[MakePair]:
     """Makes pairs; at the end each must be empty."""
     pairs: list[Pair] = []
+    with contextlib.ExitStack() as stack:
 
-    def make(model: pathlib.Path = llama, **kwargs: Any) -> Pair:
-        pairs.append(Pair(model, **kwargs))
-        return pairs[-1]
+        def make(model: pathlib.Path = llama, **kwargs: Any) -> Pair:
+            pairs.append(stack.enter_context(contextlib.closing(Pair(model, **kwargs))))
+            return pairs[-1]
 
-    yield make
-    for pair in pairs:
-        pair.run()
-        pair.assert_empty()
-        pair.close()
+        yield make
+        for pair in pairs:
+            pair.run()
+            pair.assert_empty()

@@ -101,7 +101,8 @@ def running_cluster(
 
 
 def _maker(segment: str) -> int:
-    return int(segment.removeprefix("baton-kv-").split("-")[0])
+    """The process that made baton-kv-PID-..."""
+    return int(segment.split("-")[2])
 
 
 def shared_memory() -> set[str]:

@@ -58,7 +58,7 @@ class InProcessCluster:
         self._model = ModelConfig(path=str(model))
         self._cache = cache or CacheConfig(kv_cache_bytes=8 << 20)
         self._prefill = prefill or PrefillConfig(max_batch_tokens=64)
-        self._decode = decode or DecodeConfig(local_prefill_tokens=0)
+        self._decode = decode or DecodeConfig(local_prefill_tokens=0, backlog_prefill_tokens=0)
         self._router = router or RouterConfig(grpc_port=0, http_port=0)
         self._transfer = TransferConfig(transports=(transport,))
         self._loop = asyncio.new_event_loop()

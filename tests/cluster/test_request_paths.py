@@ -296,7 +296,7 @@ class TestStreams:
             raise RuntimeError("out of luck")
 
         with monkeypatch.context() as patch:
-            patch.setattr("engine.model_runner.ModelRunner.execute", fails)
+            patch.setattr("engine.model_runner.ModelRunner.execute_batch", fails)
             with pytest.raises(RuntimeError) as caught:
                 pair.step_decode()
         pair.decode.fail(caught.value)

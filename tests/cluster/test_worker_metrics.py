@@ -73,13 +73,26 @@ def test_what_waits_is_told_apart(pair: Pair) -> None:
     pair.thread.run_pending()
     assert value(pair.decode_metrics.waiting, reason="transfer") == 1
     assert value(pair.decode_metrics.waiting, reason="local_prefill") == 1
+    assert value(pair.decode_metrics.queued_tokens) == 20
     assert value(pair.decode_metrics.running) == 0
     pair.prefill.step()
     pair.run()
     assert len(pair.tokens(local)) == 8
     for reason in ("transfer", "local_prefill"):
         assert value(pair.decode_metrics.waiting, reason=reason) == 0
-    assert value(pair.prefill_metrics.queued_tokens) == 0
+    for metrics in (pair.prefill_metrics, pair.decode_metrics):
+        assert value(metrics.queued_tokens) == 0
+
+
+async def test_routers_hear_of_the_tokens_that_the_decode_worker_has_yet_to_compute_itself(pair: Pair) -> None:
+    states = pair.decode_watch.watch()
+    pair.reserve(pair.spec(prompt_of(40)), local_prefill=True)
+    assert (await anext(states)).queued_tokens == 40
+    assert pair.step_decode()
+    assert (await anext(states)).queued_tokens == 40 - DecodeConfig().prefill_chunk_tokens
+    assert pair.step_decode()
+    assert (await anext(states)).queued_tokens == 0
+    await states.aclose()
 
 
 def test_refusals_say_what_was_lacking(pair: Pair) -> None:

@@ -13,10 +13,12 @@ import tomllib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import click
 import yaml
 from click.testing import CliRunner
 
 from baton.config import ServeConfig
+from bench.servers import parse_server
 from deploy.cli import commands
 from tests.docs import grpcurl
 from tests.docs.commands import words
@@ -49,6 +51,19 @@ def serve(words: list[str], workplace: Workplace) -> None:
     assert is_elsewhere or (workplace.folder / config.model.path / "config.json").is_file(), config.model.path
     if config.router.tls_cert_file is not None:
         workplace.serve(config)
+
+
+def bench(words: list[str], workplace: Workplace) -> None:
+    """The benchmark has these flags, and what is to be compared can be started."""
+    _, (_, _, name, *flags) = split_environment(words)
+    context = click.Context(commands.main)
+    group = commands.main.commands["bench"]
+    assert isinstance(group, click.Group)
+    command = group.get_command(context, name)
+    assert command is not None, name
+    values, _, _ = command.make_parser(click.Context(command)).parse_args(flags)
+    for server in values.get("servers", ()):
+        parse_server(server, peer_python=values.get("peer_python"))
 
 
 def make(words: list[str], workplace: Workplace) -> None:
@@ -145,7 +160,9 @@ def prometheus(words: list[str], workplace: Workplace) -> None:
 # In this order; the first that matches counts. None: it runs as it stands.
 KINDS: Sequence[tuple[str, Check | None]] = [
     (r"(\S*/)?baton serve\b(?!.*--(help|print-config))", serve),
-    (r"(\S*/)?baton (serve|generate|status|chat|completion|--version|--help)\b", None),
+    # These take minutes.
+    (r"(\S*/)?baton bench (checkpoint|compare|interference|startup|transfer)\b", bench),
+    (r"(\S*/)?baton (serve|generate|status|chat|completion|bench|--version|--help)\b", None),
     (r"(curl|openssl|echo|export|mkdir|cat|ls|promtool) ", None),
     (r"\S*python3? (examples/|-m baton\.|\.ci/grpc_reference\.py$)", None),
     (r"node examples/", None),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import click
 import pytest
@@ -15,15 +15,21 @@ from deploy.settings import environment, schema
 from tests.docs.markdown import DOCS, PAGES, REPOSITORY, prose
 
 CODE = re.compile(r"`([^`]+)`")
-COMMANDS = {
-    name: {
-        option
-        for parameter in command.get_params(click.Context(command))
-        for option in parameter.opts + parameter.secondary_opts
-    }
-    | {"--help"}
-    for name, command in commands.main.commands.items()
-}
+
+
+def options_of_commands(group: click.Group, path: str = "") -> Iterator[tuple[str, set[str]]]:
+    """Each command of a group and of those in it, as it is typed, with its flags."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        parameters = command.get_params(click.Context(command))
+        yield path + name, {"--help", *(o for each in parameters for o in each.opts + each.secondary_opts)}
+        if isinstance(command, click.Group):
+            yield from options_of_commands(command, f"{path}{name} ")
+
+
+COMMANDS = dict(options_of_commands(commands.main))
 FLAGS = set.union(*COMMANDS.values()) | {"--version"}
 SERIES = set(re.findall(r"`(baton_\w+)`", (DOCS / "metrics.md").read_text()))
 # Of other programs, or of what Baton's users write themselves.
@@ -43,7 +49,7 @@ def mentions(page: pathlib.Path) -> list[str]:
 
 def is_command(code: str) -> bool:
     """`baton NAME ...` names a command and its flags."""
-    match = re.match(r"(?:\.venv/bin/)?baton ([a-z]+)\b(.*)", code)
+    match = re.match(r"(?:\.venv/bin/)?baton (bench [a-z]+|[a-z]+)\b(.*)", code)
     if match is None:
         return True
     flags = re.findall(r"(?<!\S)--[\w-]+", match[2])
@@ -103,6 +109,7 @@ def test_names_exist(page: pathlib.Path, exists: Callable[[str], bool]) -> None:
 def test_the_checks_can_fail() -> None:
     assert not is_command("baton fly --high")
     assert not is_command("baton status --nothing")
+    assert not is_command("baton bench nothing")
     assert not is_flag("--no-such-flag")
     assert not is_setting("router.nothing")
     assert not is_variable("BATON_NOTHING")

@@ -77,6 +77,7 @@ def test_the_commands_and_their_flags_are_these() -> None:
         "chat": ["--system", "--max-tokens", "--temperature", "--seed", "--model", "--url", "--tls-ca"],
         "status": ["--watch", "--json", "--target", "--tls-ca"],
         "completion": ["shell"],
+        "bench": [],
     }
 
 

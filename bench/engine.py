@@ -1,0 +1,206 @@
+"""`baton bench engine`: one worker's forward passes against what the machine can do.
+
+Prefill is bound by arithmetic: its FLOPs per second are put beside those of a plain matrix product. Decode is bound by
+its own products, of few rows each, and by the keys and values that it reads: a step is put beside the time of these
+products alone plus that of the KV bytes at the machine's copy bandwidth. All in one process, on the same threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import torch
+
+from baton.config import CacheConfig, ModelConfig
+from bench import report
+from bench.ceilings import best_seconds, copy_bandwidth, gemm_rate
+from bench.provenance import Provenance
+from bench.report import Report, TableText, print_table
+from engine.batch import BatchItem
+from engine.engine import Engine, load_engine
+from engine.fused.linear import PackedLinear
+
+PREFILL_AIM = 0.7
+DECODE_AIM = 1.5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prefill:
+    """One chunk.
+
+    Attributes:
+        prefix: tokens of the sequence that were computed before.
+        flops: of all layers over all tokens of the chunk, attention included, and of one row of logits; that the last
+            layer is computed for that row alone is the engine's gain.
+    """
+
+    chunk: int
+    prefix: int
+    seconds: float
+    flops: float
+    gemm_flops_per_s: float
+
+    @property
+    def share(self) -> float:
+        """Of the rate of a plain matrix product."""
+        return self.flops / self.seconds / self.gemm_flops_per_s
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decode:
+    """One step of `batch` sequences.
+
+    Attributes:
+        gemm_s: the step's matrix products alone.
+        kv_bytes: keys and values that the step reads.
+    """
+
+    batch: int
+    context: int
+    seconds: float
+    gemm_s: float
+    kv_bytes: int
+    copy_bytes_per_s: float
+
+    @property
+    def limit_s(self) -> float:
+        return self.gemm_s + self.kv_bytes / self.copy_bytes_per_s
+
+    @property
+    def ratio(self) -> float:
+        """Of the step to its limit."""
+        return self.seconds / self.limit_s
+
+
+class Stand:
+    """An engine and tables of blocks over its pool."""
+
+    def __init__(self, engine: Engine, rounds: int) -> None:
+        self._engine = engine
+        self._rounds = rounds
+        self._generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(engine.cache.pool.num_usable, generator=self._generator) + 1
+        self._blocks: list[int] = order.tolist()
+
+    def prefill(self, chunk: int, prefix: int, gemm_flops_per_s: float) -> Prefill:
+        items = [self._item(prefix, chunk, self._blocks)]
+        seconds = best_seconds(lambda: self._engine.runner.execute(items), self._rounds)
+        return Prefill(chunk, prefix, seconds, self._flops(chunk, prefix), gemm_flops_per_s)
+
+    def decode(self, batch: int, context: int, copy_bytes_per_s: float) -> Decode:
+        layout = self._engine.layout
+        width = layout.num_blocks(context)
+        if batch * width * len(layout.groups) > len(self._blocks):
+            raise click.UsageError(f"--batch {batch}: {batch} x {context} tokens do not fit the pool; raise --kv-bytes")
+        items = [self._item(context - 1, 1, self._blocks[index * width :]) for index in range(batch)]
+        seconds = best_seconds(lambda: self._engine.runner.execute(items), self._rounds)
+        gemm_s = best_seconds(lambda: self._multiply(batch), self._rounds)
+        kv_bytes = batch * width * layout.block_bytes * len(layout.groups)
+        return Decode(batch, context, seconds, gemm_s, kv_bytes, copy_bytes_per_s)
+
+    def _item(self, start: int, count: int, blocks: Sequence[int]) -> BatchItem:
+        layout = self._engine.layout
+        width = layout.num_blocks(start + count)
+        tables = [blocks[group * width : (group + 1) * width] for group in range(len(layout.groups))]
+        tokens = torch.randint(self._engine.model.vocab_size, (count,), generator=self._generator)
+        return BatchItem(tokens.tolist(), start, tables, 1)
+
+    @property
+    def _linears(self) -> list[PackedLinear]:
+        return [module for module in self._engine.model.module.modules() if isinstance(module, PackedLinear)]
+
+    @torch.inference_mode()
+    def _multiply(self, rows: int) -> None:
+        inputs = {linear.in_features: torch.ones(rows, linear.in_features) for linear in self._linears}
+        for linear in self._linears:
+            linear(inputs[linear.in_features])
+
+    def _flops(self, chunk: int, prefix: int) -> float:
+        model = self._engine.model
+        *layers, head = (2.0 * linear.in_features * linear.out_features for linear in self._linears)
+        keys = chunk * prefix + chunk * (chunk + 1) / 2
+        attention = sum(4.0 * layer.num_heads * layer.head_dim * keys for layer in model.layers)
+        return chunk * sum(layers) + head + attention
+
+
+@click.command("engine")
+@click.option("--model", required=True, metavar="DIR", help="Checkpoint of the Llama shape.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of the engine.")
+@click.option("--chunk", default=512, show_default=True, type=click.IntRange(1), help="Prompt tokens of one step.")
+@click.option("--prefix", multiple=True, default=(0, 1536), show_default=True, type=click.IntRange(0))
+@click.option("--batch", multiple=True, default=(1, 8, 32, 64), show_default=True, type=click.IntRange(1))
+@click.option("--context", default=256, show_default=True, type=click.IntRange(1), help="Tokens that a decode sees.")
+@click.option("--kv-bytes", default=1 << 30, show_default=True, type=click.IntRange(1), help="Bytes of the KV pool.")
+@click.option("--rounds", default=10, show_default=True, type=click.IntRange(1), help="Runs; the best one counts.")
+@report.json_option
+def command(
+    model: str,
+    threads: int,
+    chunk: int,
+    prefix: Sequence[int],
+    batch: Sequence[int],
+    context: int,
+    kv_bytes: int,
+    rounds: int,
+    output: str | None,
+) -> None:
+    """Measure one engine's steps against the machine's limits."""
+    parameters = {name: value for name, value in locals().items() if name != "output"}
+    engine = load_engine(
+        ModelConfig(path=model, num_threads=threads), CacheConfig(kv_cache_bytes=kv_bytes), chunk_tokens=chunk
+    )
+    if not engine.model.prunes_rows:
+        raise click.UsageError(f"--model {model}: its layers are not fused, so their products cannot be told apart")
+    gemm, copy = gemm_rate(rounds=rounds), copy_bandwidth(rounds)
+    stand = Stand(engine, rounds)
+    prefills = [stand.prefill(chunk, each, gemm) for each in prefix]
+    decodes = [stand.decode(each, context, copy) for each in batch]
+    for table in _tables(prefills, decodes, threads, gemm, copy):
+        print_table(table)
+    results: dict[str, Any] = {
+        "gemm_flops_per_s": gemm,
+        "copy_bytes_per_s": copy,
+        "prefill": [dataclasses.asdict(each) | {"share": each.share} for each in prefills],
+        "decode": [dataclasses.asdict(each) | {"limit_s": each.limit_s, "ratio": each.ratio} for each in decodes],
+    }
+    if output:
+        Report("engine", Provenance.collect(), parameters, results).write(output)
+
+
+def _tables(
+    prefills: Sequence[Prefill], decodes: Sequence[Decode], threads: int, gemm: float, copy: float
+) -> list[TableText]:
+    on = f"{threads} thread{'' if threads == 1 else 's'}"
+    return [
+        TableText(
+            f"Prefill on {on}; a matrix product runs at {gemm / 1e9:.0f} GFLOP/s (aim: {PREFILL_AIM:.0%} of it)",
+            ("chunk at prefix", "ms", "GFLOP/s", "of the product's"),
+            [
+                (
+                    f"{p.chunk} at {p.prefix}",
+                    f"{p.seconds * 1e3:.1f}",
+                    f"{p.flops / p.seconds / 1e9:.1f}",
+                    f"{p.share:.0%}",
+                )
+                for p in prefills
+            ],
+        ),
+        TableText(
+            f"Decode on {on}; a copy moves {copy / 1e9:.1f} GB/s, read and written (aim: {DECODE_AIM} x the limit)",
+            ("batch x context", "ms", "products ms", "KV MB", "limit ms", "x limit"),
+            [
+                (
+                    f"{d.batch} x {d.context}",
+                    f"{d.seconds * 1e3:.2f}",
+                    f"{d.gemm_s * 1e3:.2f}",
+                    f"{d.kv_bytes / 1e6:.1f}",
+                    f"{d.limit_s * 1e3:.2f}",
+                    f"{d.ratio:.2f}",
+                )
+                for d in decodes
+            ],
+        ),
+    ]
