@@ -37,7 +37,7 @@ proto:
 	@.ci/generate_proto.sh
 
 bench: $(READY)
-	@$(BIN)/python -m bench.transfer
+	@$(BIN)/baton bench transfer
 
 clean:
 	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -161,7 +161,7 @@ def prometheus(words: list[str], workplace: Workplace) -> None:
 KINDS: Sequence[tuple[str, Check | None]] = [
     (r"(\S*/)?baton serve\b(?!.*--(help|print-config))", serve),
     # These take minutes.
-    (r"(\S*/)?baton bench (checkpoint|compare|interference|startup|transfer)\b", bench),
+    (r"(\S*/)?baton bench (checkpoint|compare|engine|interference|kernels|router|startup|transfer)\b", bench),
     (r"(\S*/)?baton (serve|generate|status|chat|completion|bench|--version|--help)\b", None),
     (r"(curl|openssl|echo|export|mkdir|cat|ls|promtool) ", None),
     (r"\S*python3? (examples/|-m baton\.|\.ci/grpc_reference\.py$)", None),
