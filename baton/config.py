@@ -99,7 +99,7 @@ class DecodeConfig(Config):
     """Most tokens of local prefill in one step, beside the decodes: what bounds how much longer a step takes for it."""
     local_prefill_tokens: Annotated[int, Field(ge=0)] = 32
     """Prompts of which the worker lacks fewer tokens than this are prefilled by itself."""
-    backlog_prefill_tokens: Annotated[int, Field(ge=0)] = 512
+    backlog_prefill_tokens: Annotated[int, Field(ge=0)] = 0
     """Prompts of which the worker lacks at most this many tokens are prefilled by itself while every prefill worker has
     so many waiting that it would take longer; 0 leaves them to the prefill workers."""
     watermark: Annotated[float, Field(ge=0, lt=1)] = 0.02

@@ -35,7 +35,7 @@ COMMANDS: Mapping[str, Lazy] = {
     "router": Lazy("bench.router.command:command", "Measure what the router adds, in front of mock workers."),
     "startup": Lazy("bench.startup:command", "Measure how long `baton serve` takes until it is ready."),
     "serve": Lazy("bench.serve:command", "Load a server with requests and measure its latencies and throughput."),
-    "transfer": Lazy("bench.transfer:main", "Measure the transports between two processes of this host."),
+    "transfer": Lazy("bench.transfer:command", "Measure the transports between two processes of this host."),
 }
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import select
 import shlex
 import signal
 import socket
@@ -276,8 +277,8 @@ class Server:
                 process.kill()
         self._process.wait()
         deadline_s = time.monotonic() + _KILL_TIMEOUT_S
-        while any(map(_is_alive, left.values())) and time.monotonic() < deadline_s:
-            time.sleep(_POLL_S)
+        for pid in left:
+            await_end(pid, max(0.0, deadline_s - time.monotonic()))
 
     def _answers(self, path: str) -> bool:
         """Whether `path` answers with 200."""
@@ -308,11 +309,14 @@ def _end_with_parent() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _is_alive(process: psutil.Process) -> bool:
-    """Whether it still runs; whoever inherited it may take a while to collect one that has ended."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
+def await_end(pid: int, timeout_s: float) -> None:
+    """Waits until a process has ended, be it collected or not, but no longer than `timeout_s`."""
+    with contextlib.suppress(ProcessLookupError):
+        handle = os.pidfd_open(pid)
+        try:
+            select.select([handle], [], [], timeout_s)
+        finally:
+            os.close(handle)
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

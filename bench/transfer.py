@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 
 import click
-import numpy as np
 import torch
 
+from bench import report
+from bench.ceilings import copy_bandwidth
 from bench.checkpoint import Sizes
 from bench.provenance import Provenance
 from bench.report import Report, TableText, print_table
@@ -26,7 +27,6 @@ from bench.transfer_pair import Pair, Pushing, Transport, cpu_s, kv_layout, make
 from engine.kv.layout import KVLayout
 
 TRANSPORTS: tuple[Transport, ...] = ("shm", "grpc")
-COPY_BYTES = 256 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,17 +56,6 @@ class Result:
     def per_gb(self, cpu_s: float) -> float:
         """CPU seconds for each 10^9 bytes."""
         return cpu_s / (self.num_bytes * len(self.seconds) / 1e9)
-
-
-def copy_bandwidth(rounds: int) -> float:
-    """Bytes per second that one thread copies from one large array to another."""
-    source, target = np.ones(COPY_BYTES, np.uint8), np.empty(COPY_BYTES, np.uint8)
-    seconds = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        np.copyto(target, source)
-        seconds.append(time.perf_counter() - started)
-    return COPY_BYTES / statistics.median(seconds)
 
 
 def measure(transport: Transport, layout: KVLayout, num_blocks: int, rounds: int) -> tuple[Result, Result]:
@@ -124,12 +113,14 @@ def run_pushes(pipe: Connection, transport: Transport, layout: KVLayout, num_blo
     help="Of the KV.",
 )
 @click.option("--overlap", is_flag=True, help="Also push a real prefill layer by layer, in float32.")
-@click.option("--output", metavar="PATH", type=click.Path(dir_okay=False), help="Write the result as JSON into PATH.")
-def main(*, tokens: int, rounds: int, dtype: str, overlap: bool, output: str | None) -> None:
+@report.json_option
+def command(*, tokens: int, rounds: int, dtype: str, overlap: bool, output: str | None) -> None:
     """Measure every transport between two processes of this host."""
     kv = kv_layout(Sizes(), dtype)
     num_blocks = kv.num_blocks(tokens)
-    limit = copy_bandwidth(rounds)
+    torch.set_num_threads(1)
+    # Of bytes copied, where the bandwidth counts each as read and as written.
+    limit = copy_bandwidth(rounds) / 2
     measured = {transport: measure(transport, kv, num_blocks, rounds) for transport in TRANSPORTS}
     prompts = {transport: prompt for transport, (prompt, _) in measured.items()}
     blocks = {transport: block for transport, (_, block) in measured.items()}
@@ -190,7 +181,3 @@ def overlap_table(overlaps: Mapping[Transport, Overlap], num_tokens: int) -> Tab
             for name, overlap in overlaps.items()
         ],
     )
-
-
-if __name__ == "__main__":
-    main()

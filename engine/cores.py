@@ -117,7 +117,7 @@ class Cores:
     def __init__(self, num_threads: int, max_threads: int) -> None:
         """
         Args:
-            num_threads: the worker's own; 0 leaves torch's default alone and borrows nothing.
+            num_threads: the worker's own; 0 for as many as torch uses.
             max_threads: while all other workers of the host are idle; at most `num_threads` borrows nothing.
         """
         self._own = num_threads or torch.get_num_threads()

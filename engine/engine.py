@@ -87,7 +87,8 @@ def load_engine(
     max_model_len = _limit_length(model_config, model.max_model_len, fits, num_bytes)
     if model.device.type == "cpu":
         choosing_cpu.prepare()
-    cores = Cores(model_config.num_threads, model_config.max_threads)
+    # A model on a GPU has no use for more cores.
+    cores = Cores(model_config.num_threads, model_config.max_threads if model.device.type == "cpu" else 0)
     runner = ModelRunner(model, layout, cache.kv, make_backend(backend_name, model.device), cores)
     logger.info(
         "loaded %s: %d layers, %s, %d KV blocks of %d tokens (%.1f MiB), at most %d tokens a sequence",

@@ -73,7 +73,7 @@ class ModelRunner:
 
         Args:
             kv: the pool, [num_slots, num_blocks, 2, Hkv, B, D] as `layout.pool_shape` says.
-            cores: which to compute on; None leaves torch's setting alone.
+            cores: which to compute on; None for as many threads as torch uses now.
         """
         assert kv.shape == layout.pool_shape(kv.shape[1])
         assert kv.dtype == layout.dtype

@@ -30,7 +30,7 @@ class PlacementPolicy:
     """
 
     local_prefill_tokens: int = 32
-    backlog_prefill_tokens: int = 512
+    backlog_prefill_tokens: int = 0
     # Workers report no speeds. A chunk is meant to take about half as long as the decodes of its step, and is then a
     # third of what the worker computes.
     local_slowdown: float = 3.0

@@ -5,14 +5,13 @@ from __future__ import annotations
 import pathlib
 import subprocess
 import sys
-import time
 
 import click
 import psutil
 import pytest
 
 from baton.errors import UnavailableError
-from bench.servers import Server, ServerSpec, parse_server
+from bench.servers import Server, ServerSpec, await_end, parse_server
 
 SCRIPT = pathlib.Path(__file__).with_name("tiny_server.py")
 MODEL = pathlib.Path("/no/model")
@@ -64,9 +63,9 @@ def test_a_server_ends_with_whoever_started_it(tmp_path: pathlib.Path) -> None:
         assert harness.stdout is not None
         server = psutil.Process(int(harness.stdout.readline()))
         harness.kill()
-    # A process that has ended may stay a zombie until the machine's first process collects it.
-    while is_alive(server):
-        time.sleep(0.01)
+    await_end(server.pid, 30)
+    # It may stay a zombie until the machine's first process collects it.
+    assert not is_alive(server)
 
 
 def test_one_that_dies_is_told_with_the_end_of_its_log(tmp_path: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ import pathlib
 import pytest
 from click.testing import CliRunner
 
-from bench import transfer
+from bench import ceilings, transfer
 from bench.checkpoint import Sizes
 from bench.cli import bench
 from bench.transfer import Result, overlap_table, transfer_table
@@ -21,7 +21,7 @@ TINY = Sizes(
 
 def test_the_report_has_every_transport(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "TRANSPORTS", ("shm",))
-    monkeypatch.setattr(transfer, "COPY_BYTES", 1 << 20)
+    monkeypatch.setattr(ceilings, "COPY_BYTES", 1 << 20)
     output = tmp_path / "transfer.json"
     done = CliRunner().invoke(bench, ["transfer", "--tokens", "33", "--rounds", "2", "--output", str(output)])
     assert done.exit_code == 0, done.output
