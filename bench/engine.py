@@ -2,12 +2,14 @@
 
 Prefill is bound by arithmetic: its FLOPs per second are put beside those of a plain matrix product. Decode is bound by
 its own products, of few rows each, and by the keys and values that it reads: a step is put beside the time of these
-products alone plus that of the KV bytes at the machine's copy bandwidth. All in one process, on the same threads.
+products alone, by the faster of oneDNN and our own kernel, plus that of the KV bytes at the machine's copy bandwidth.
+All in one process, on the same threads.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +23,8 @@ from bench.provenance import Provenance
 from bench.report import Report, TableText, print_table
 from engine.batch import BatchItem
 from engine.engine import Engine, load_engine
-from engine.fused.linear import PackedLinear
+from engine.fused.linear import PackedLinear, PanelLinear, has_kernels
+from engine.model_loader import load_model
 
 PREFILL_AIM = 0.7
 DECODE_AIM = 1.5
@@ -75,11 +78,34 @@ class Decode:
         return self.seconds / self.limit_s
 
 
+class Products:
+    """A model's matrix products alone, in the order of its layers."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        linears = [module for module in load_model(config).module.modules() if type(module) is torch.nn.Linear]
+        self.shapes = [(linear.in_features, linear.out_features) for linear in linears]
+        self._dtype = linears[0].weight.dtype
+        self._kinds: list[list[torch.nn.Module]] = [[PackedLinear([linear]) for linear in linears]]
+        if has_kernels(self._dtype):
+            self._kinds.append([PanelLinear(linear) for linear in linears])
+
+    def seconds(self, rows: int, rounds: int) -> float:
+        """The time that all products of so many rows take, by what is fastest."""
+        return min(best_seconds(functools.partial(self._run, kind, rows), rounds) for kind in self._kinds)
+
+    @torch.inference_mode()
+    def _run(self, kind: Sequence[torch.nn.Module], rows: int) -> None:
+        inputs = {width: torch.ones((rows, width), dtype=self._dtype) for width, _ in self.shapes}
+        for (width, _), linear in zip(self.shapes, kind, strict=True):
+            linear(inputs[width])
+
+
 class Stand:
     """An engine and tables of blocks over its pool."""
 
-    def __init__(self, engine: Engine, rounds: int) -> None:
+    def __init__(self, engine: Engine, products: Products, rounds: int) -> None:
         self._engine = engine
+        self._products = products
         self._rounds = rounds
         self._generator = torch.Generator().manual_seed(0)
         order = torch.randperm(engine.cache.pool.num_usable, generator=self._generator) + 1
@@ -97,7 +123,7 @@ class Stand:
             raise click.UsageError(f"--batch {batch}: {batch} x {context} tokens do not fit the pool; raise --kv-bytes")
         items = [self._item(context - 1, 1, self._blocks[index * width :]) for index in range(batch)]
         seconds = best_seconds(lambda: self._engine.runner.execute(items), self._rounds)
-        gemm_s = best_seconds(lambda: self._multiply(batch), self._rounds)
+        gemm_s = self._products.seconds(batch, self._rounds)
         kv_bytes = batch * width * layout.block_bytes * len(layout.groups)
         return Decode(batch, context, seconds, gemm_s, kv_bytes, copy_bytes_per_s)
 
@@ -108,19 +134,9 @@ class Stand:
         tokens = torch.randint(self._engine.model.vocab_size, (count,), generator=self._generator)
         return BatchItem(tokens.tolist(), start, tables, 1)
 
-    @property
-    def _linears(self) -> list[PackedLinear]:
-        return [module for module in self._engine.model.module.modules() if isinstance(module, PackedLinear)]
-
-    @torch.inference_mode()
-    def _multiply(self, rows: int) -> None:
-        inputs = {linear.in_features: torch.ones(rows, linear.in_features) for linear in self._linears}
-        for linear in self._linears:
-            linear(inputs[linear.in_features])
-
     def _flops(self, chunk: int, prefix: int) -> float:
         model = self._engine.model
-        *layers, head = (2.0 * linear.in_features * linear.out_features for linear in self._linears)
+        *layers, head = (2.0 * width * height for width, height in self._products.shapes)
         keys = chunk * prefix + chunk * (chunk + 1) / 2
         attention = sum(4.0 * layer.num_heads * layer.head_dim * keys for layer in model.layers)
         return chunk * sum(layers) + head + attention
@@ -149,13 +165,12 @@ def command(
 ) -> None:
     """Measure one engine's steps against the machine's limits."""
     parameters = {name: value for name, value in locals().items() if name != "output"}
-    engine = load_engine(
-        ModelConfig(path=model, num_threads=threads), CacheConfig(kv_cache_bytes=kv_bytes), chunk_tokens=chunk
-    )
+    config = ModelConfig(path=model, num_threads=threads)
+    engine = load_engine(config, CacheConfig(kv_cache_bytes=kv_bytes), chunk_tokens=chunk)
     if not engine.model.prunes_rows:
         raise click.UsageError(f"--model {model}: its layers are not fused, so their products cannot be told apart")
     gemm, copy = gemm_rate(rounds=rounds), copy_bandwidth(rounds)
-    stand = Stand(engine, rounds)
+    stand = Stand(engine, Products(config), rounds)
     prefills = [stand.prefill(chunk, each, gemm) for each in prefix]
     decodes = [stand.decode(each, context, copy) for each in batch]
     for table in _tables(prefills, decodes, threads, gemm, copy):

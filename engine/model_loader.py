@@ -33,7 +33,7 @@ class LoadedModel:
         layers: what each decoder layer asks of attention.
         vocab_size: width of the logits.
         max_model_len: most tokens of one sequence, prompt and output together.
-        prunes_rows: whether the last layer answers for the dispatcher's `logit_rows` only.
+        prunes_rows, attends: what its layers do since they were replaced; see `engine.fused.replace.Fusion`.
     """
 
     module: PreTrainedModel
@@ -43,6 +43,7 @@ class LoadedModel:
     dtype: torch.dtype
     device: torch.device
     prunes_rows: bool = False
+    attends: bool = False
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -71,7 +72,7 @@ class LoadedModel:
 
     def fuse(self) -> LoadedModel:
         """The same model with its modules replaced, in place, by faster ones for CPUs; see `engine.fused`."""
-        return dataclasses.replace(self, prunes_rows=fuse(self.module, self.layers))
+        return dataclasses.replace(self, **fuse(self.module, self.layers)._asdict())
 
 
 def load_model(config: ModelConfig) -> LoadedModel:

@@ -5,57 +5,16 @@ Owns nothing but references to the model, the pool and the attention backend. On
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
 
 from engine.attention.base import AttentionBackend, AttentionContext
-from engine.attention.interface import AttentionCall
+from engine.attention.paged import PagedDispatch
 from engine.batch import Batch, BatchItem, build_batch
 from engine.cores import Cores
 from engine.kv.layout import KVLayout
 from engine.model_loader import LoadedModel
-
-
-class PagedDispatch:
-    """Answers one step's attention calls: writes the layer's keys and values, then attends over its pages."""
-
-    def __init__(
-        self,
-        context: AttentionContext,
-        backend: AttentionBackend,
-        locations: Sequence[tuple[int, int]],
-        logit_rows: torch.Tensor | None,
-        cores: Cores,
-    ) -> None:
-        """`locations` are the (group, slot) of each layer; for `logit_rows` see `AttentionDispatch`."""
-        self.logit_rows = logit_rows
-        self._cores = cores
-        self._context = context
-        self._logit_context = context if logit_rows is None else _of_rows(context, logit_rows)
-        self._backend = backend
-        self._locations = locations
-
-    def attend(self, call: AttentionCall) -> torch.Tensor:
-        self._cores.take()
-        context = self._context if len(call.query) == len(call.key) else self._logit_context
-        group_index, slot = self._locations[call.layer]
-        group, pages = context.groups[group_index], context.kv[slot]
-        self._backend.write(call.key, call.value, pages, group)
-        out = self._backend.attend(
-            call.query,
-            pages,
-            group,
-            context,
-            scale=call.scale,
-            window=call.window,
-            softcap=call.softcap,
-            sinks=call.sinks,
-        )
-        if context.on_layer is not None:
-            context.on_layer(call.layer)
-        return out
 
 
 class ModelRunner:
@@ -83,7 +42,8 @@ class ModelRunner:
         self._backend = backend
         self._cores = cores or Cores(0, 0)
         self._locations = [layout.location(layer) for layer in range(layout.num_layers)]
-        backend.prepare(layout)
+        if not model.attends:
+            backend.prepare(layout)
 
     def execute(self, items: Sequence[BatchItem], on_layer: Callable[[int], None] | None = None) -> torch.Tensor:
         """Compute all tokens of the items and keep their keys and values.
@@ -118,9 +78,3 @@ class ModelRunner:
             max_seq_len=batch.max_seq_len,
             on_layer=on_layer,
         )
-
-
-def _of_rows(context: AttentionContext, rows: torch.Tensor) -> AttentionContext:
-    """The context of queries of these rows alone, the last ones of each sequence."""
-    cu_seqlens = torch.searchsorted(rows, context.cu_seqlens_q.long(), out_int32=True)
-    return dataclasses.replace(context, cu_seqlens_q=cu_seqlens, max_query_len=int(cu_seqlens.diff().max()))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -44,6 +44,7 @@ class AttentionContext:
         max_query_len: most query tokens of one sequence; 1 means that every sequence decodes.
         max_seq_len: longest context.
         on_layer: called with a layer's index once its keys and values lie in the pool and its attention is done.
+        derived: what a backend works out from all this at the step's first layer and keeps for the others.
     """
 
     kv: torch.Tensor
@@ -54,6 +55,7 @@ class AttentionContext:
     max_query_len: int
     max_seq_len: int
     on_layer: Callable[[int], None] | None = None
+    derived: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False)
 
 
 class AttentionBackend(Protocol):

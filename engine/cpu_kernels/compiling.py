@@ -6,7 +6,9 @@ this package's sources: numba checks the time stamp of a kernel's own file only 
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib
 import pathlib
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -45,5 +47,22 @@ def inlined_kernel(function: F) -> F:
 
 
 def parallel_kernel(function: F) -> F:
-    """The same, with the iterations of `numba.prange` spread over threads."""
-    return cast(F, numba.njit(fastmath=True, nogil=True, cache=True, error_model="numpy", parallel=True)(function))
+    """The same, with the iterations of `numba.prange` spread over threads; see `engine.cpu_kernels.threads`.
+
+    Where numba's OpenMP layer is missing they stay on the calling thread: its other layers may not be entered by two
+    threads at once, such as those of two engines in one process.
+    """
+    return cast(
+        F,
+        numba.njit(fastmath=True, nogil=True, cache=True, error_model="numpy", parallel=has_openmp())(function),
+    )
+
+
+@functools.cache
+def has_openmp() -> bool:
+    """Whether numba's OpenMP layer loads: it needs the system's libgomp."""
+    try:
+        importlib.import_module("numba.np.ufunc.omppool")
+    except ImportError:
+        return False
+    return True

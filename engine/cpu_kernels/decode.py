@@ -23,19 +23,52 @@ _PASS_KEYS = 512
 
 @inlined_kernel
 def _decode_logits(
-    queries: FloatArray, keys: PageArray, start: int, stop: int, softcap: np.float32, logits: FloatArray, column: int
+    queries: FloatArray,
+    keys: PageArray,
+    ahead: PageArray,
+    start: int,
+    stop: int,
+    softcap: np.float32,
+    logits: FloatArray,
+    column: int,
 ) -> None:
-    """logits[:, column:] = queries [rows, D] @ keys[start:stop].T of one block [B, D], two rows at a time."""
+    """logits[:, column:] = queries [rows, D] @ keys[start:stop].T of one block [B, D], two rows by four tokens.
+
+    Fetches the block `ahead` as it goes: all at once would keep this one waiting.
+    """
     head_dim = queries.shape[1]
     for row in range(0, queries.shape[0], 2):
-        for token in range(start, stop):
-            dot0, dot1 = ZERO, ZERO
+        token, index = start, column
+        while token + 4 <= stop:
+            if row == 0:
+                prefetch(ahead[token : token + 4])
+            a0, a1, a2, a3 = ZERO, ZERO, ZERO, ZERO
+            b0, b1, b2, b3 = ZERO, ZERO, ZERO, ZERO
             for d in range(head_dim):
-                element = widen(keys[token, d])
-                dot0 += queries[row, d] * element
-                dot1 += queries[row + 1, d] * element
-            logits[row, column + token - start] = dot0
-            logits[row + 1, column + token - start] = dot1
+                a, b = queries[row, d], queries[row + 1, d]
+                k0, k1 = widen(keys[token, d]), widen(keys[token + 1, d])
+                k2, k3 = widen(keys[token + 2, d]), widen(keys[token + 3, d])
+                a0 += a * k0
+                a1 += a * k1
+                a2 += a * k2
+                a3 += a * k3
+                b0 += b * k0
+                b1 += b * k1
+                b2 += b * k2
+                b3 += b * k3
+            logits[row, index], logits[row, index + 1] = a0, a1
+            logits[row, index + 2], logits[row, index + 3] = a2, a3
+            logits[row + 1, index], logits[row + 1, index + 1] = b0, b1
+            logits[row + 1, index + 2], logits[row + 1, index + 3] = b2, b3
+            token, index = token + 4, index + 4
+        while token < stop:
+            a0, b0 = ZERO, ZERO
+            for d in range(head_dim):
+                k0 = widen(keys[token, d])
+                a0 += queries[row, d] * k0
+                b0 += queries[row + 1, d] * k0
+            logits[row, index], logits[row + 1, index] = a0, b0
+            token, index = token + 1, index + 1
     if softcap > ZERO:
         for row in range(queries.shape[0]):
             for index in range(column, column + stop - start):
@@ -44,13 +77,15 @@ def _decode_logits(
 
 @inlined_kernel
 def _decode_values(
-    weights: FloatArray, column: int, values: PageArray, start: int, stop: int, sums: FloatArray
+    weights: FloatArray, column: int, values: PageArray, ahead: PageArray, start: int, stop: int, sums: FloatArray
 ) -> None:
-    """sums [rows, D] += weights[:, column:] @ values[start:stop] of one block [B, D], two rows by four tokens."""
+    """sums [rows, D] += weights[:, column:] @ values[start:stop] of one block [B, D], as `_decode_logits` goes."""
     head_dim = sums.shape[1]
     for row in range(0, sums.shape[0], 2):
         token, index = start, column
         while token + 4 <= stop:
+            if row == 0:
+                prefetch(ahead[token : token + 4])
             a0, a1 = weights[row, index], weights[row, index + 1]
             a2, a3 = weights[row, index + 2], weights[row, index + 3]
             b0, b1 = weights[row + 1, index], weights[row + 1, index + 1]
@@ -102,8 +137,8 @@ def decode(
         column = 0
         for ordinal in range(pass_start, pass_stop):
             start, stop = max(0, first - ordinal * block_size), min(block_size, length - ordinal * block_size)
-            prefetch(pages[table[min(ordinal + 1, last_block - 1)], 0, head])
-            _decode_logits(queries, pages[table[ordinal], 0, head], start, stop, rule.softcap, logits, column)
+            ahead = pages[table[min(ordinal + 1, last_block - 1)], 0, head]
+            _decode_logits(queries, pages[table[ordinal], 0, head], ahead, start, stop, rule.softcap, logits, column)
             column += stop - start
         for row in range(num_rows):
             peaks[row], masses[row], decay = softmax_step(logits[row, :column], peaks[row], masses[row])
@@ -112,8 +147,8 @@ def decode(
         column = 0
         for ordinal in range(pass_start, pass_stop):
             start, stop = max(0, first - ordinal * block_size), min(block_size, length - ordinal * block_size)
-            prefetch(pages[table[min(ordinal + 1, last_block - 1)], 1, head])
-            _decode_values(logits, column, pages[table[ordinal], 1, head], start, stop, sums)
+            ahead = pages[table[min(ordinal + 1, last_block - 1)], 1, head]
+            _decode_values(logits, column, pages[table[ordinal], 1, head], ahead, start, stop, sums)
             column += stop - start
     for row in range(group_size):
         for d in range(head_dim):

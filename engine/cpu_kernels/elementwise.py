@@ -55,6 +55,37 @@ def rms_norm(x: PageArray, weight: FloatArray, epsilon: np.float32, out: PageArr
 
 
 @kernel
+def rotate_head(
+    row: PageArray,
+    start: int,
+    cosine: PageArray,
+    sine: PageArray,
+    weight: FloatArray,
+    epsilon: np.float32,
+    target: PageArray,
+) -> None:
+    """Normalise one head of a token if there are weights, then rotate it by its position.
+
+    Rotation by halves: (a, b) -> (a cos - b sin, b cos + a sin) (RoFormer, Su et al., 2021; GPT-NeoX's pairing).
+
+    Args:
+        row: holds the head at start:+D.
+        cosine, sine: [D], whatever scaling included.
+        weight: [D] of the heads' RMS norm; [0] for none.
+        target: [D]; written.
+    """
+    head_dim = target.shape[0]
+    half = head_dim // 2
+    scale = _inverse_rms(row, start, start + head_dim, epsilon) if weight.shape[0] else ONE
+    for d in range(half):
+        first, second = widen(row[start + d]) * scale, widen(row[start + half + d]) * scale
+        if weight.shape[0]:
+            first, second = first * weight[d], second * weight[half + d]
+        target[d] = narrow(first * widen(cosine[d]) - second * widen(sine[d]), target)
+        target[half + d] = narrow(second * widen(cosine[half + d]) + first * widen(sine[half + d]), target)
+
+
+@kernel
 def split_and_rotate(
     qkv: PageArray,
     cosine: PageArray,
@@ -66,56 +97,39 @@ def split_and_rotate(
     key: PageArray,
     value: PageArray,
 ) -> None:
-    """Take a fused projection apart; normalise queries and keys by head if there are weights; rotate them.
-
-    Rotation by halves: (a, b) -> (a cos - b sin, b cos + a sin) (RoFormer, Su et al., 2021; GPT-NeoX's pairing).
+    """Take a fused projection apart, and do to each head of queries and keys as `rotate_head`.
 
     Args:
         qkv: [T, (Hq + 2 Hkv) D], the heads of queries, keys and values in this order.
-        cosine, sine: [T, D], whatever scaling included.
-        query_weight, key_weight: [D] of the heads' RMS norms; [0] for none.
+        cosine, sine: [T, D].
+        query_weight, key_weight: [D] or [0].
         query: [T, Hq, D]; key, value: [T, Hkv, D]; written.
     """
     num_heads, num_kv_heads, head_dim = query.shape[1], key.shape[1], query.shape[2]
-    half = head_dim // 2
-    rotated = np.empty(head_dim, np.float32)
     for token in range(qkv.shape[0]):
-        for head in range(num_heads + num_kv_heads):
-            start = head * head_dim
-            weight = query_weight if head < num_heads else key_weight
-            if weight.shape[0]:
-                scale = _inverse_rms(qkv[token], start, start + head_dim, epsilon)
-                for d in range(head_dim):
-                    rotated[d] = widen(qkv[token, start + d]) * scale * weight[d]
-            else:
-                for d in range(head_dim):
-                    rotated[d] = widen(qkv[token, start + d])
-            target = query[token, head] if head < num_heads else key[token, head - num_heads]
-            for d in range(half):
-                first, second = rotated[d], rotated[half + d]
-                target[d] = narrow(first * widen(cosine[token, d]) - second * widen(sine[token, d]), target)
-                target[half + d] = narrow(
-                    second * widen(cosine[token, half + d]) + first * widen(sine[token, half + d]), target
-                )
-        start = (num_heads + num_kv_heads) * head_dim
+        row, cosine_row, sine_row = qkv[token], cosine[token], sine[token]
+        for head in range(num_heads):
+            rotate_head(row, head * head_dim, cosine_row, sine_row, query_weight, epsilon, query[token, head])
+        start = num_heads * head_dim
+        for head in range(num_kv_heads):
+            rotate_head(row, start + head * head_dim, cosine_row, sine_row, key_weight, epsilon, key[token, head])
+        start += num_kv_heads * head_dim
         for head in range(num_kv_heads):
             for d in range(head_dim):
-                value[token, head, d] = qkv[token, start + head * head_dim + d]
+                value[token, head, d] = row[start + head * head_dim + d]
 
 
 @kernel
-def silu_multiply(gate_up: PageArray, out: PageArray) -> None:
+def silu_multiply(gate: PageArray, up: PageArray, out: PageArray) -> None:
     """out = silu(gate) * up, with silu(x) = x / (1 + exp(-x)) (Shazeer, "GLU Variants", 2020).
 
     Args:
-        gate_up: [T, 2 I], the gate's columns first.
-        out: [T, I].
+        gate, up: [T, I] or wider; out: [T, I].
     """
-    width = out.shape[1]
     for token in range(out.shape[0]):
-        for index in range(width):
-            gate, up = widen(gate_up[token, index]), widen(gate_up[token, width + index])
+        for index in range(out.shape[1]):
+            x, factor = widen(gate[token, index]), widen(up[token, index])
             # exp is good for what is not positive: sigmoid(x) = (1 or e^-|x|) / (1 + e^-|x|).
-            decay = exp(-abs(gate))
-            numerator = ONE if gate >= ZERO else decay
-            out[token, index] = narrow(gate * up * numerator / (ONE + decay), out)
+            decay = exp(-abs(x))
+            numerator = ONE if x >= ZERO else decay
+            out[token, index] = narrow(x * factor * numerator / (ONE + decay), out)

@@ -114,7 +114,7 @@ def prefill(
                 continue
             logits[:] = ZERO
             for column in range(0, _TILE_KEYS, TILE_COLUMNS):
-                multiply_add(queries, strip, keys, column, logits, 0, column, head_dim)
+                multiply_add(queries, strip, 0, keys, 0, column, logits, 0, column, head_dim)
             for row in range(strip, strip_stop):
                 peaks[row], masses[row], decay = _weigh(
                     logits[row - strip],
@@ -129,7 +129,7 @@ def prefill(
                     for d in range(head_dim):
                         sums[row, d] *= decay
             for column in range(0, padded_dim, TILE_COLUMNS):
-                multiply_add(logits, 0, values, column, sums, strip, column, _TILE_KEYS)
+                multiply_add(logits, 0, 0, values, 0, column, sums, strip, column, _TILE_KEYS)
     for row in range(num_rows):
         for d in range(head_dim):
             out[row // group_size, head * group_size + row % group_size, d] = sums[row, d] / masses[row]

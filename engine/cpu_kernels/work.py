@@ -59,7 +59,7 @@ def plan(cu_seqlens_q: IntArray, group_size: int) -> IntArray:
 
 
 @kernel
-def _attend_item(index: int, work: Work, query: FloatArray, pages: PageArray, rule: Rule, out: FloatArray) -> None:
+def attend_item(index: int, work: Work, query: FloatArray, pages: PageArray, rule: Rule, out: FloatArray) -> None:
     """One work item for one key/value head."""
     num_kv_heads = pages.shape[2]
     head = index % num_kv_heads
@@ -75,20 +75,13 @@ def _attend_item(index: int, work: Work, query: FloatArray, pages: PageArray, ru
     prefill(query[tokens], pages, table, head, start, rule, out[tokens])
 
 
-@kernel
+@parallel_kernel
 def attend(work: Work, query: FloatArray, pages: PageArray, rule: Rule, out: FloatArray) -> None:
-    """All of the work, on the calling thread.
+    """All of the work.
 
     Args:
         query, out: float32 [T, Hq, D].
         pages: [num_blocks, 2, Hkv, B, D].
     """
-    for index in range(work.items.shape[0] * pages.shape[2]):
-        _attend_item(index, work, query, pages, rule, out)
-
-
-@parallel_kernel
-def attend_parallel(work: Work, query: FloatArray, pages: PageArray, rule: Rule, out: FloatArray) -> None:
-    """`attend` on numba's threads."""
     for index in numba.prange(work.items.shape[0] * pages.shape[2]):
-        _attend_item(index, work, query, pages, rule, out)
+        attend_item(index, work, query, pages, rule, out)

@@ -1,156 +1,148 @@
-"""One decoder layer of the Llama shape as a few calls: five packed products, four kernels and attention.
-
-The shape: x += attention(norm(x)); x += down(silu(gate) * up)(norm(x)), with rotation by halves and, as in Qwen 3,
-norms of queries and keys. Llama, Mistral, Qwen 2, Qwen 3 and most of their descendants have it. Whether a layer really
-has it is not read off its name: the fused layer must answer as the original does (`engine.fused.replace`).
-"""
+"""One decoder layer of the Llama shape in float32 as one call: `engine.cpu_kernels.decoder_layer`."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Set
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from engine.attention.interface import AttentionCall, AttentionDispatch
-from engine.cpu_kernels import elementwise
+from engine.attention.cpu import make_rule, step_work
+from engine.attention.paged import PagedDispatch
+from engine.cpu_kernels.arithmetic import FloatArray, PageArray
+from engine.cpu_kernels.decoder_layer import Buffers, LayerWeights, Tokens, decoder_layer
+from engine.cpu_kernels.product import PANEL_COLUMNS, pack
+from engine.cpu_kernels.threads import use_threads
 from engine.cpu_kernels.views import elements
 from engine.dry_run import LayerAttention
-from engine.fused.linear import PackedLinear
-
-_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
-_HEAD_NORMS = {"q_norm", "k_norm"}
-_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+from engine.fused.linear import pack_linear
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class RMSNorm:
-    """Weights of an RMS norm: float32 [n]; [0] for a norm that is not there."""
+class Workspace:
+    """What the layers of one model write between their stages; they run one after another."""
 
-    weight: npt.NDArray[np.float32]
-    epsilon: np.float32
+    def __init__(self, hidden_size: int, attention: LayerAttention, intermediate_size: int) -> None:
+        self._shapes = (
+            (hidden_size,),
+            (attention.num_heads, attention.head_dim),
+            (attention.num_heads, attention.head_dim),
+            (intermediate_size,),
+        )
+        self._buffers = self._allocate(0)
 
-    @classmethod
-    def of(cls, module: Any | None) -> RMSNorm:
-        if module is None:
-            return cls(np.empty(0, np.float32), np.float32(0))
-        return cls(module.weight.detach().float().numpy().copy(), np.float32(module.variance_epsilon))
+    def of(self, num_tokens: int) -> Buffers:
+        """Buffers of so many rows."""
+        if len(self._buffers.normed) < num_tokens:
+            self._buffers = self._allocate(num_tokens)
+        return Buffers(*(buffer[:num_tokens] for buffer in self._buffers))
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        out = torch.empty_like(x)
-        elementwise.rms_norm(elements(x), self.weight, self.epsilon, elements(out))
-        return out
+    def _allocate(self, num_tokens: int) -> Buffers:
+        return Buffers(*(np.empty((num_tokens, *shape), np.float32) for shape in self._shapes))
 
 
 class FusedDecoderLayer(torch.nn.Module):
-    """Takes the place of a layer that `has_shape`; answers as it does, up to rounding."""
+    """Takes the place of a float32 layer that `has_shape`; answers as it does, up to rounding.
 
-    def __init__(self, layer: Any, attention: LayerAttention, *, last: bool) -> None:
+    A token's output is the same to the bit whatever tokens of other sequences are computed beside it.
+    """
+
+    def __init__(self, layer: Any, attention: LayerAttention, workspace: Workspace, *, last: bool) -> None:
         """
         Args:
             attention: what the layer was seen to ask of attention.
             last: whether nothing follows that needs more than the rows whose logits are wanted.
         """
         super().__init__()
-        own = layer.self_attn
-        self._attention = attention
+        own, mlp = layer.self_attn, layer.mlp
         self._layer_index: int = own.layer_idx
-        self._scale: float = own.scaling
+        self._attention = attention
+        self._workspace = workspace
         self._last = last
-        self._input_norm = RMSNorm.of(layer.input_layernorm)
-        self._query_norm = RMSNorm.of(getattr(own, "q_norm", None))
-        self._key_norm = RMSNorm.of(getattr(own, "k_norm", None))
-        self._mlp_norm = RMSNorm.of(layer.post_attention_layernorm)
-        self.qkv = PackedLinear([own.q_proj, own.k_proj, own.v_proj])
-        self.output = PackedLinear([own.o_proj])
-        self.gate_up = PackedLinear([layer.mlp.gate_proj, layer.mlp.up_proj])
-        self.down = PackedLinear([layer.mlp.down_proj])
+        self._rule = make_rule(
+            attention.num_heads, scale=own.scaling, window=attention.window, softcap=None, sinks=None
+        )
+        head_norms = getattr(own, "q_norm", None), getattr(own, "k_norm", None)
+        qkv, qkv_bias = _pack_heads([own.q_proj, own.k_proj, own.v_proj], attention.head_dim)
+        output, output_bias = pack_linear(own.o_proj)
+        gate, gate_bias = pack_linear(mlp.gate_proj)
+        up, up_bias = pack_linear(mlp.up_proj)
+        down, down_bias = pack_linear(mlp.down_proj)
+        self._weights = LayerWeights(
+            input_norm=_norm_weight(layer.input_layernorm),
+            query_norm=_norm_weight(head_norms[0]),
+            key_norm=_norm_weight(head_norms[1]),
+            mlp_norm=_norm_weight(layer.post_attention_layernorm),
+            epsilons=np.array(
+                [
+                    0.0 if norm is None else norm.variance_epsilon
+                    for norm in (layer.input_layernorm, head_norms[0], layer.post_attention_layernorm)
+                ],
+                np.float32,
+            ),
+            qkv=qkv,
+            qkv_bias=qkv_bias,
+            output=output,
+            output_bias=output_bias,
+            gate=gate,
+            gate_bias=gate_bias,
+            up=up,
+            up_bias=up_bias,
+            down=down,
+            down_bias=down_bias,
+        )
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         *,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_dispatch: AttentionDispatch,
+        attention_dispatch: PagedDispatch,
         **_: Any,
     ) -> torch.Tensor:
-        """hidden_states [1, T, H] -> [1, T, H]; of the last layer [1, R, H], the rows whose logits are wanted."""
-        x = hidden_states[0]
-        query, key, value = self._project(self._input_norm(x), position_embeddings)
-        rows = attention_dispatch.logit_rows if self._last else None
-        if rows is not None:
-            x, query = x[rows], query[rows]
-        attended = attention_dispatch.attend(
-            AttentionCall(
-                layer=self._layer_index,
-                query=query,
-                key=key,
-                value=value,
-                scale=self._scale,
-                window=self._attention.window,
-                softcap=None,
-                sinks=None,
-                causal=True,
-                mask=None,
-                extra=(),
-            )
-        )
-        x = self.output.plus(attended.flatten(1), x)
-        gate_up = self.gate_up(self._mlp_norm(x))
-        gated = torch.empty((x.shape[0], gate_up.shape[1] // 2), dtype=x.dtype)
-        elementwise.silu_multiply(elements(gate_up), elements(gated))
-        return self.down.plus(gated, x)[None]
+        """hidden_states [1, T, H], changed -> [1, T, H]; of the last layer [1, R, H], the rows whose logits are wanted.
 
-    def _project(
-        self, x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries [T, Hq, D], keys and values [T, Hkv, D], rotated."""
-        shape = self._attention
-        qkv = self.qkv(x)
-        query = torch.empty((x.shape[0], shape.num_heads, shape.head_dim), dtype=x.dtype)
-        key = torch.empty((x.shape[0], shape.num_kv_heads, shape.head_dim), dtype=x.dtype)
-        value = torch.empty_like(key)
+        Raises:
+            ValueError: rotations are not as wide as heads.
+        """
         cosine, sine = position_embeddings
-        elementwise.split_and_rotate(
-            elements(qkv),
-            elements(cosine[0]),
-            elements(sine[0]),
-            self._query_norm.weight,
-            self._key_norm.weight,
-            self._query_norm.epsilon,
-            elements(query),
-            elements(key),
-            elements(value),
+        if cosine.shape[-1] != self._attention.head_dim:
+            raise ValueError(f"rotations of {cosine.shape[-1]} dimensions, heads of {self._attention.head_dim}")
+        rows = attention_dispatch.logit_rows if self._last else None
+        paged = attention_dispatch.enter(self._layer_index, only_logit_rows=rows is not None)
+        x = decoder_layer(
+            elements(hidden_states[0]),
+            self._weights,
+            Tokens(elements(cosine[0]), elements(sine[0]), paged.group.slot_mapping.numpy()),
+            elements(paged.pages),
+            _NONE if rows is None else rows.numpy(),
+            rows is not None,
+            step_work(paged.context, paged.group, self._attention.num_heads // self._attention.num_kv_heads),
+            self._rule,
+            self._workspace.of(hidden_states.shape[1]),
+            use_threads(),
         )
-        return query, key, value
+        attention_dispatch.leave(self._layer_index)
+        return torch.from_numpy(x)[None]
 
 
-def has_shape(layer: torch.nn.Module, attention: LayerAttention) -> bool:
-    """Whether the layer has the modules of the Llama shape, and asks nothing else of attention."""
-    if _names(layer) != _LAYER or attention.softcap is not None or attention.has_sinks:
-        return False
-    own, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
-    if _names(own) not in (_ATTENTION, _ATTENTION | _HEAD_NORMS) or _names(mlp) != _MLP:
-        return False
-    linears = [child for block in (own, mlp) for name, child in block.named_children() if name.endswith("_proj")]
-    norms = [module for name, module in layer.named_modules() if name.endswith("norm")]
-    return (
-        all(type(linear) is torch.nn.Linear for linear in linears)
-        and _alike(own, "q_proj", "k_proj", "v_proj")
-        and _alike(mlp, "gate_proj", "up_proj")
-        and all(hasattr(norm, "weight") and hasattr(norm, "variance_epsilon") for norm in norms)
-        and hasattr(own, "scaling")
-    )
+_NONE = np.empty(0, np.int64)
 
 
-def _names(module: torch.nn.Module) -> Set[str]:
-    return {name for name, _ in module.named_children()}
+def _pack_heads(linears: list[torch.nn.Linear], head_dim: int) -> tuple[PageArray, FloatArray]:
+    """Projections side by side, each head padded to whole panels."""
+    padding = -head_dim % PANEL_COLUMNS
+    weights, biases = [], []
+    for linear in linears:
+        bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
+        weights.append(_pad_heads(linear.weight.detach(), head_dim, padding))
+        biases.append(_pad_heads(bias[:, None], head_dim, padding)[:, 0])
+    return pack(torch.cat(weights).numpy(), torch.cat(biases).numpy())
 
 
-def _alike(block: torch.nn.Module, *names: str) -> bool:
-    """Whether all or none of the linear layers have biases."""
-    return len({getattr(block, name).bias is None for name in names}) == 1
+def _pad_heads(rows: torch.Tensor, head_dim: int, padding: int) -> torch.Tensor:
+    heads = rows.view(-1, head_dim, rows.shape[1])
+    return torch.nn.functional.pad(heads, (0, 0, 0, padding)).flatten(0, 1)
+
+
+def _norm_weight(module: Any | None) -> FloatArray:
+    return np.empty(0, np.float32) if module is None else module.weight.detach().numpy().copy()

@@ -1,8 +1,7 @@
-"""Linear layers of which oneDNN keeps the weights, blocked as its kernels read them.
+"""Linear layers that keep their weights as kernels read them: our own in float32, oneDNN's in bfloat16.
 
-Against torch's own linear layers, over a model's worth of weights in float32: 1.2 times as fast at 32 rows on one core,
-1.45 times on two, where the library behind torch's splits such few rows badly; never slower. oneDNN makes a kernel for
-each new number of rows in about a millisecond and keeps the last thousand.
+`baton bench kernels` compares both in float32. oneDNN makes a kernel for each new number of rows in about a millisecond
+and keeps the last thousand.
 """
 
 from __future__ import annotations
@@ -12,6 +11,10 @@ from typing import cast
 
 import torch
 
+from engine.cpu_kernels.arithmetic import FloatArray, PageArray
+from engine.cpu_kernels.product import multiply_all, pack
+from engine.cpu_kernels.threads import use_threads
+
 # What the blocking is chosen for; it hardly matters.
 _TYPICAL_ROWS = 32
 
@@ -20,13 +23,18 @@ _product = torch.ops.mkldnn._linear_pointwise.default
 _binary = torch.ops.mkldnn._linear_pointwise.binary
 
 
+def has_kernels(dtype: torch.dtype) -> bool:
+    """Whether products in `dtype` are our own kernels'."""
+    return dtype == torch.float32
+
+
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether oneDNN computes in `dtype` on this CPU without emulating it."""
+    """Whether this CPU computes in `dtype` without emulating it."""
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 class PackedLinear(torch.nn.Module):
-    """Stands for one linear layer, or for several that read the same input, side by side."""
+    """Stands for one linear layer, or for several that read the same input, side by side; oneDNN keeps the weights."""
 
     def __init__(self, linears: Sequence[torch.nn.Linear]) -> None:
         """Copies the weights; biases are all there or all absent."""
@@ -49,9 +57,33 @@ class PackedLinear(torch.nn.Module):
         return cast(torch.Tensor, _binary(x, residual, self._weight, self._bias, "add"))
 
 
+class PanelLinear(torch.nn.Module):
+    """Stands for one float32 linear layer; a row's result is the same to the bit whatever rows are beside it."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        """Copies the weights."""
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._panels, self._biases = pack_linear(linear)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x @ W.T + b; x [..., in]."""
+        rows = x.reshape(-1, self.in_features)
+        out = torch.empty((len(rows), self.out_features))
+        multiply_all(rows.contiguous().numpy(), self._panels, self._biases, out.numpy(), use_threads())
+        return out.view(*x.shape[:-1], self.out_features)
+
+
+def pack_linear(linear: torch.nn.Linear) -> tuple[PageArray, FloatArray]:
+    """A float32 linear layer as kernels take it; copies the weights."""
+    return pack(linear.weight.detach().numpy(), None if linear.bias is None else linear.bias.detach().numpy())
+
+
 def pack_linears(module: torch.nn.Module) -> None:
-    """Replace every linear layer below `module`."""
+    """Replace every linear layer below `module`, in one of the dtypes of `can_pack`, and compile what they call."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is torch.nn.Linear:
-                setattr(parent, name, PackedLinear([child]))
+                packed = PanelLinear(child) if has_kernels(child.weight.dtype) else PackedLinear([child])
+                packed(torch.zeros((1, packed.in_features), dtype=child.weight.dtype))
+                setattr(parent, name, packed)

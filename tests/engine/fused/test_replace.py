@@ -11,7 +11,7 @@ from transformers import GraniteConfig, HeliumConfig
 
 from baton.config import ModelConfig
 from engine.fused.decoder_layer import FusedDecoderLayer
-from engine.fused.linear import PackedLinear
+from engine.fused.linear import PanelLinear
 from engine.model_loader import load_model
 from tests.engine.checkpoints import FAMILIES, make_checkpoint, save_checkpoint
 from tests.engine.paged_model import PagedModel, transformers_logits, transformers_model
@@ -42,7 +42,7 @@ def test_layers_of_the_llama_shape_are_fused_and_all_others_packed(family: str, 
     fused = loaded.fuse()
     assert fused.prunes_rows == (family in FUSED)
     assert all(isinstance(layer, FusedDecoderLayer) for layer in layers_of(fused.module)) == (family in FUSED)
-    assert isinstance(fused.module.lm_head, PackedLinear)
+    assert isinstance(fused.module.lm_head, PanelLinear)
     assert not any(type(module) is torch.nn.Linear for module in fused.module.modules())
 
 
@@ -78,6 +78,15 @@ def test_biases_are_added_once(family: str, bias: bool, tmp_path: pathlib.Path) 
         paged.logits(PROMPTS, [4, 3, 1]), transformers_logits(transformers_model(path), PROMPTS), strict=True
     ):
         assert (rows - wanted).abs().max() <= 1e-5
+
+
+def test_a_sequence_comes_out_the_same_to_the_bit_whatever_is_computed_beside_it(tmp_path: pathlib.Path) -> None:
+    path = make_checkpoint("qwen3", tmp_path / "model")
+    beside = [[(7 * position + offset) % 250 for position in range(9 + 11 * offset)] for offset in range(14)]
+    (alone,) = PagedModel(path, "cpu", 16).logits(PROMPTS[:1], [4])
+    for count in (1, 5, 14):
+        together = PagedModel(path, "cpu", 16).logits([*beside[:count], PROMPTS[0]], [*[3] * count, 4])
+        assert torch.equal(together[-1], alone)
 
 
 def test_bfloat16_is_left_alone_where_the_cpu_has_none(tmp_path: pathlib.Path) -> None:
