@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from baton.errors import BatonError, CancelledRequestError, DeadlineError, InvalidRequestError
 from baton.metrics import ClusterMetrics, RouterMetrics
-from baton.metrics.router import ROLES
+from baton.metrics.router import ROLES, SOURCES
 from baton.requests import FinishReason
 from baton.v1 import inference_pb2
 from router.job import Job
@@ -48,6 +48,9 @@ class Accounting(Observer):
         # Looked up once: they are written for every token.
         self._observe_itl_s = metrics.itl_s.observe
         self._count_generated = metrics.generation_tokens.inc
+        # And these for every request, some before its first token.
+        self._observe_stage_s = {stage: metrics.stage_s.labels(stage).observe for stage in ("intake", *_TIMED_STAGES)}
+        self._count_prompt_tokens = {source: metrics.prompt_tokens_by_source.labels(source).inc for source in SOURCES}
         metrics.slo_targets.labels("ttft").set(objectives.ttft_s)
         metrics.slo_targets.labels("tpot").set(objectives.tpot_s)
 
@@ -59,7 +62,7 @@ class Accounting(Observer):
         self._metrics.request_prompt_tokens.observe(len(job.prompt.token_ids))
         self._metrics.request_max_tokens.observe(sampling.max_tokens)
         self._metrics.request_n.observe(sampling.n)
-        self._metrics.stage_s.labels("intake").observe(self._clock() - job.arrived_at)
+        self._observe_stage_s["intake"](self._clock() - job.arrived_at)
 
     def placed(self, job: Job, placement: Placement) -> None:
         self._metrics.decisions.labels(placement.decision.value).inc()
@@ -76,38 +79,16 @@ class Accounting(Observer):
     def released(self) -> None:
         self._metrics.running.dec()
 
-    def sent(self, job: Job, deltas: Sequence[inference_pb2.ChoiceDelta], now: float) -> None:
-        """Tokens are on their way to the client; several of one choice share the time since the last.
-
-        Those that come with a choice's first have none between them.
-        """
-        if len(deltas) == 1:
-            # Nearly every message.
-            self._sent_tokens(job, deltas[0].index, len(deltas[0].token_ids), now)
-            return
-        num_tokens_of: dict[int, int] = {}
-        for delta in deltas:
-            choice = delta.index
-            num_tokens_of[choice] = num_tokens_of.get(choice, 0) + len(delta.token_ids)
-        for choice, num_tokens in num_tokens_of.items():
-            self._sent_tokens(job, choice, num_tokens, now)
-
-    def _sent_tokens(self, job: Job, choice: int, num_tokens: int, now: float) -> None:
-        if not num_tokens:
-            return
-        last = job.last_token_at.get(choice)
-        num_gaps, gap_s = num_tokens - 1, 0.0
-        if last is not None:
-            num_gaps, gap_s = num_tokens, (now - last) / num_tokens
-        else:
-            if not job.last_token_at:
+    def sent(self, job: Job, choice: int, num_tokens: int, gap_s: float | None, now: float) -> None:
+        self._count_generated(num_tokens)
+        if gap_s is None:
+            if len(job.first_token_at) == 1:
                 self._metrics.ttft_s.observe(now - job.arrived_at)
                 self._count_prompt(job)
-            job.first_token_at[choice] = now
-        for _ in range(num_gaps):
+            # Those that come with a choice's first have no time between them.
+            num_tokens, gap_s = num_tokens - 1, 0.0
+        for _ in range(num_tokens):
             self._observe_itl_s(gap_s)
-        job.last_token_at[choice] = now
-        self._count_generated(num_tokens)
 
     def retried(self, job: Job, failure: Failure) -> None:
         self._metrics.retries.labels(failure.kind.value).inc()
@@ -119,7 +100,7 @@ class Accounting(Observer):
         if not job.first_token_at:
             self._count_prompt(job)
         for stage in _TIMED_STAGES:
-            self._metrics.stage_s.labels(stage).observe(getattr(timings, f"{stage}_s"))
+            self._observe_stage_s[stage](getattr(timings, f"{stage}_s"))
         self._metrics.e2e_s.observe(now - job.arrived_at)
         self._metrics.request_generation_tokens.observe(job.emission.num_tokens)
         if (tpot_s := _time_per_output_token_s(job)) is not None:
@@ -150,13 +131,12 @@ class Accounting(Observer):
         if attempt is None:
             return
         num_tokens, at_decode_worker = len(job.prompt.token_ids), attempt.progress.decode_cached_tokens
-        by_source = self._metrics.prompt_tokens_by_source
-        by_source.labels("local_cache_hit").inc(at_decode_worker)
+        self._count_prompt_tokens["local_cache_hit"](at_decode_worker)
         if attempt.placement.prefill is None:
-            by_source.labels("local_compute").inc(num_tokens - at_decode_worker)
+            self._count_prompt_tokens["local_compute"](num_tokens - at_decode_worker)
             cached = at_decode_worker
         else:
-            by_source.labels("kv_transfer").inc(num_tokens - at_decode_worker)
+            self._count_prompt_tokens["kv_transfer"](num_tokens - at_decode_worker)
             cached = job.cached_tokens or 0
         self._metrics.prompt_tokens.inc(num_tokens)
         self._metrics.cached_tokens.inc(cached)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
@@ -15,10 +14,12 @@ import baton
 from baton.config import RouterConfig
 from baton.errors import BatonError, InternalError, InvalidRequestError, UnavailableError
 from baton.v1 import inference_pb2, inference_pb2_grpc
+from router.batch import WriteBatch
 from router.intake import Intake
 from router.membership import Membership
 from router.model_card import ModelCard
 from router.pipeline import Pipeline
+from router.sink import ResponseSink, Writer
 from router.snapshot import WorkerView
 from router.tokenization import Tokenizer
 
@@ -73,16 +74,15 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self._membership = membership
         self._card = card
         self._config = config
+        self._batch = WriteBatch()
 
     @_with_statuses
     async def Generate(  # type: ignore[override]  # noqa: N802
         self, request: inference_pb2.GenerateRequest, context: _Context
     ) -> None:
         # A coroutine that writes, since grpc leaves a cancelled async generator to the garbage collector.
-        responses = self._pipeline.generate(request, context.time_remaining())
-        async with contextlib.aclosing(responses):
-            async for response in responses:
-                await context.write(response)
+        sink = ResponseSink(Writer(context.write, batch=self._batch))
+        await self._pipeline.generate(request, sink, context.time_remaining())
 
     @_with_statuses
     async def GetModelInfo(  # noqa: N802

@@ -159,19 +159,25 @@ class AttachStream:
         return worker_pb2.AttachHello(router_id=self._router_id, epoch=self._key.epoch, cursors=cursors)
 
     def _dispatch(self, output: worker_pb2.StepOutput) -> None:
-        """One engine step: a look-up and an append for each token."""
+        """One engine step: all that it says of a request is taken in before its tokens are passed on."""
         for scores in output.prompt_logprobs:
-            attempt = self._attempts.get(scores.ref.request_id)
-            if attempt is not None and attempt.number == scores.ref.attempt:
+            if (attempt := self._attempt_of(scores.ref)) is not None:
                 attempt.scored(scores)
+        fresh = []
         for token in output.tokens:
-            attempt = self._attempts.get(token.ref.request_id)
-            if attempt is not None and attempt.number == token.ref.attempt:
+            if (attempt := self._attempt_of(token.ref)) is not None:
                 attempt.decoded(token)
+                fresh.append(attempt)
         for update in output.updates:
-            attempt = self._attempts.get(update.ref.request_id)
-            if attempt is not None and attempt.number == update.ref.attempt:
+            if (attempt := self._attempt_of(update.ref)) is not None:
                 attempt.updated(update)
+        for attempt in fresh:
+            attempt.flush()
+
+    def _attempt_of(self, ref: transfer_pb2.AttemptRef) -> Attempt | None:
+        """None where the message comes too late."""
+        attempt = self._attempts.get(ref.request_id)
+        return attempt if attempt is not None and attempt.number == ref.attempt else None
 
     async def _write(self, call: _Call) -> None:
         while True:

@@ -44,18 +44,21 @@ class ChoiceEmission:
         self._stops = stops
         self._include_stop = include_stop
 
+    def take_plain(self, token: worker_pb2.TokenOut) -> str | None:
+        """The text of the next token where that is all to tell of it; None, and nothing is taken, where it is not."""
+        if self._stops is not None or self.finished or token.finish_reason or token.HasField("logprobs"):
+            return None
+        token_id = token.token_id
+        self.token_ids.append(token_id)
+        return self._detokenizer.push(token_id)
+
     def take(self, token: worker_pb2.TokenOut, make: MakeDelta) -> inference_pb2.ChoiceDelta:
         """The delta of the next token of a choice that has not finished."""
         token_id = token.token_id
         self.token_ids.append(token_id)
-        # Nearly every token, so that its delta is made at once.
-        is_plain = not token.finish_reason and self._stops is None
-        text = self._detokenizer.push(token_id) if is_plain else ""
-        delta = make(index=self.index, text=text, token_ids=(token_id,))
+        delta = make(index=self.index, token_ids=(token_id,))
         if token.HasField("logprobs"):
             delta.logprobs.append(token.logprobs)
-        if is_plain:
-            return delta
         self._finish(FinishReason(token.finish_reason))
         is_stop_token = self.finish_reason is FinishReason.STOP and not self._ended_by_grammar(token_id)
         text = "" if is_stop_token and not self._shows(token_id) else self._detokenizer.push(token_id)
@@ -137,6 +140,13 @@ class Emission:
         ]
         self.num_tokens = 0
         self.finished = False
+
+    def take_plain(self, token: worker_pb2.TokenOut) -> str | None:
+        """The text of a token where that is all to tell of it, as of nearly every one; else None: `take` is for it."""
+        text = self.choices[token.choice].take_plain(token)
+        if text is not None:
+            self.num_tokens += 1
+        return text
 
     def take(
         self, tokens: Sequence[worker_pb2.TokenOut], make: MakeDelta = inference_pb2.ChoiceDelta

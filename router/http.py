@@ -11,6 +11,7 @@ Whatever else is asked for gets an error in OpenAI's shape.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
@@ -23,6 +24,8 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 import baton
+from router.batch import WriteBatch
+from router.http_connection import HttpConnection
 from router.http_metrics import MetricsEndpoint
 from router.openai.errors import ApiError
 from router.tls import ServerTls
@@ -53,7 +56,8 @@ def create_app(
 
     metrics = Route("/metrics", MetricsEndpoint(registry), methods=["GET"])
     app = Starlette(
-        routes=[Route("/health", health), Route("/ready", ready), Route("/version", version), metrics, *api_routes],
+        # In the order in which they are looked through: those of APIs are asked for most.
+        routes=[*api_routes, Route("/health", health), Route("/ready", ready), Route("/version", version), metrics],
         exception_handlers={HTTPException: _no_route},
     )
     # A path with a slash too many is not found: a redirect would name the wrong scheme behind a proxy.
@@ -84,7 +88,7 @@ class HttpServer(uvicorn.Server):
                 loop="none",
                 # The faster parser, httptools, bounds neither the number of headers nor their size, and takes the offer
                 # of an upgrade, which Java's client makes, for the end of a request: its body is lost.
-                http="h11",
+                http=functools.partial(HttpConnection, WriteBatch()),  # type: ignore[arg-type]
                 lifespan="off",
                 ws="none",
                 log_config=None,

@@ -155,6 +155,15 @@ class Job:
             known = len(self.prompt.token_ids) if self.cached_tokens is None else self.cached_tokens
             self.cached_tokens = min(known, cached_tokens)
 
+    def note_sent(self, choice: int, num_tokens: int, now: float) -> float | None:
+        """Tokens of a choice leave together; the time for each since the last one, None with a choice's first."""
+        last = self.last_token_at.get(choice)
+        self.last_token_at[choice] = now
+        if last is None:
+            self.first_token_at[choice] = now
+            return None
+        return (now - last) / num_tokens
+
     def usage(self) -> inference_pb2.Usage:
         return inference_pb2.Usage(
             prompt_tokens=len(self.prompt.token_ids),

@@ -6,8 +6,6 @@ observer neither waits nor raises. Times are in monotonic seconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from baton.errors import BatonError
 from baton.v1 import inference_pb2
 from router.job import Job
@@ -36,8 +34,13 @@ class Observer:
     def released(self) -> None:
         """A reservation was given back."""
 
-    def sent(self, job: Job, deltas: Sequence[inference_pb2.ChoiceDelta], now: float) -> None:
-        """Tokens are on their way to the client."""
+    def sent(self, job: Job, choice: int, num_tokens: int, gap_s: float | None, now: float) -> None:
+        """Tokens of a choice are on their way to the client.
+
+        Args:
+            num_tokens: at least 1, in one message.
+            gap_s: the time for each since the choice's last token; None for its first, and those with it.
+        """
 
     def retried(self, job: Job, failure: Failure) -> None:
         """An attempt ended early and another follows."""
@@ -77,9 +80,9 @@ class Observers(Observer):
         for observer in self._observers:
             observer.released()
 
-    def sent(self, job: Job, deltas: Sequence[inference_pb2.ChoiceDelta], now: float) -> None:
+    def sent(self, job: Job, choice: int, num_tokens: int, gap_s: float | None, now: float) -> None:
         for sent in self._sent:
-            sent(job, deltas, now)
+            sent(job, choice, num_tokens, gap_s, now)
 
     def retried(self, job: Job, failure: Failure) -> None:
         for observer in self._observers:

@@ -10,16 +10,18 @@
     8. finish     usage and timings; whatever is still held is released
        recover    a worker died, was full or preempted: back to 2 with what was delivered            recovery
 
-Each request runs in the task of whoever iterates `generate`; a remote prefill adds one task while it lasts.
+Each request runs in the task of whoever calls `generate`; a remote prefill adds one task while it lasts. Steps 7 and 8
+run in whoever reads the worker's stream: the request's own task sleeps from its prefill to its end, or to a recovery.
 """
 
 from __future__ import annotations
 
 import asyncio
+import collections
 import dataclasses
 import functools
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from baton import logs
@@ -36,6 +38,7 @@ from baton.tracing import Metadata
 from baton.v1 import inference_pb2
 from baton.wire import ref_to_wire, spec_to_wire
 from router.admission import AdmissionQueue
+from router.attach import AttachStream
 from router.emission import Emission
 from router.intake import Intake
 from router.job import Job
@@ -43,6 +46,7 @@ from router.membership import Membership
 from router.observation import Observer
 from router.recovery import Action, Failure, FailureKind, counts_as_retry, decide, exhausted
 from router.request_state import Attempt
+from router.sink import Sink
 from router.validation import check_request_id
 
 
@@ -106,9 +110,9 @@ class Pipeline:
         await self._idle.wait()
 
     async def generate(
-        self, request: inference_pb2.GenerateRequest, timeout_s: float | None = None
-    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
-        """The responses of one request. Closing the iterator, or cancelling its task, releases all that it holds.
+        self, request: inference_pb2.GenerateRequest, sink: Sink, timeout_s: float | None = None
+    ) -> None:
+        """Sends the responses of one request, to the last. Cancelling the task releases all that the request holds.
 
         Raises:
             BatonError: whatever refused the request or ended it early.
@@ -120,18 +124,11 @@ class Pipeline:
         try:
             async with asyncio.timeout_at(deadline):
                 job = await self._accept(request_id, request, deadline)
-            if not job.prompt.needs_workers:
-                yield self._respond_alone(job)
-                return
-            # One generator for the whole life: each more around it would be passed by every token.
-            try:
-                while not job.emission.finished:
-                    attempt, tokens = await self._next_tokens(job)
-                    response = self._respond(job, attempt, tokens)
-                    yield response
-                    self._acknowledge(job, attempt, tokens)
-            finally:
-                self._end_attempt(job)
+            if job.prompt.needs_workers:
+                await self._run(job, sink)
+            else:
+                sink.send(self._respond_alone(job))
+            await sink.drain()
         except BaseException as error:
             cause = _as_baton_error(error)
             if job is None or not job.is_over:
@@ -184,19 +181,22 @@ class Pipeline:
         logs.about(job.name)
         return job
 
-    async def _next_tokens(self, job: Job) -> tuple[Attempt, Sequence[worker_pb2.TokenOut]]:
-        """Steps 2 to 6: at least one token, after as many attempts as it takes; TimeoutError after the deadline."""
-        while True:
-            attempt = job.attempt
-            if attempt is None:
+    async def _run(self, job: Job, sink: Sink) -> None:
+        """Steps 2 to 8, with as many attempts as it takes; TimeoutError after the deadline."""
+        try:
+            while not job.is_over:
                 async with asyncio.timeout_at(job.deadline):
                     attempt = await self._begin_attempt(job)
                 if job.deadline is not None:
                     job.expiry = asyncio.get_running_loop().call_at(job.deadline, attempt.expire)
-            if tokens := await attempt.wait():
-                return attempt, tokens
-            assert attempt.failure is not None
-            self._recover(job, attempt, attempt.failure)
+                link = self._membership.decode_link(attempt.placement.decode)
+                attach = None if link is None else link.attach
+                await attempt.deliver(sink, functools.partial(self._deliver, job, attempt, attach, sink))
+                if not job.is_over:
+                    assert attempt.failure is not None
+                    self._recover(job, attempt, attempt.failure)
+        finally:
+            self._end_attempt(job)
 
     async def _begin_attempt(self, job: Job) -> Attempt:
         """Steps 2 to 5; what goes wrong from the reservation on is the attempt's failure."""
@@ -253,11 +253,32 @@ class Pipeline:
         else:
             link.start(request, attempt, metadata)
 
-    def _respond(
-        self, job: Job, attempt: Attempt, tokens: Sequence[worker_pb2.TokenOut]
-    ) -> inference_pb2.GenerateResponse:
-        """Steps 7 and 8: the next message, and with the last token what ends the stream."""
+    def _deliver(
+        self,
+        job: Job,
+        attempt: Attempt,
+        attach: AttachStream | None,
+        sink: Sink,
+        tokens: Sequence[worker_pb2.TokenOut],
+    ) -> bool:
+        """Steps 7 and 8, for tokens as they come; whether they were the last."""
         now = self._clock()
+        text = job.emission.take_plain(tokens[0]) if attempt.delivers and len(tokens) == 1 else None
+        if text is None:
+            attempt.delivers = True
+            sink.send(self._respond(job, attempt, tokens, now))
+        else:
+            choice = tokens[0].choice
+            sink.send_token(job.request_id, choice, text, tokens[0].token_id)
+            self._observer.sent(job, choice, 1, job.note_sent(choice, 1, now), now)
+        if attach is not None and job.prompt.generates:
+            _acknowledge(job, attempt, attach, tokens)
+        return job.is_over
+
+    def _respond(
+        self, job: Job, attempt: Attempt, tokens: Sequence[worker_pb2.TokenOut], now: float
+    ) -> inference_pb2.GenerateResponse:
+        """The next message, and with the last token what ends the stream."""
         emission = job.emission
         is_first = not emission.num_tokens
         if attempt.charge.prefill_tokens:
@@ -265,7 +286,9 @@ class Pipeline:
         job.note_cached(attempt.progress.cached_tokens)
         response = inference_pb2.GenerateResponse(request_id=job.request_id)
         if job.prompt.generates:
-            self._observer.sent(job, emission.take(tokens, response.choices.add), now)
+            deltas = emission.take(tokens, response.choices.add)
+            for choice, num_tokens in collections.Counter(delta.index for delta in deltas).items():
+                self._observer.sent(job, choice, num_tokens, job.note_sent(choice, num_tokens, now), now)
         else:
             response.choices.extend(emission.end())
         if is_first and job.prompt.echo is not None:
@@ -293,15 +316,6 @@ class Pipeline:
         """The last message is made."""
         job.is_over = True
         self._observer.finished(job, response.timings, now)
-
-    def _acknowledge(self, job: Job, attempt: Attempt, tokens: Sequence[worker_pb2.TokenOut]) -> None:
-        """The client has taken these tokens; of a choice that the router ended its worker is to make no more."""
-        link = self._membership.decode_link(attempt.placement.decode)
-        if link is None or not job.prompt.generates:
-            return
-        for token in tokens:
-            choice = job.emission.choices[token.choice]
-            link.attach.acknowledge(attempt, choice.index, len(choice.token_ids), ended=choice.ended_by_router)
 
     def _recover(self, job: Job, attempt: Attempt, failure: Failure) -> None:
         """Prepares the next attempt, or raises what the client is told."""
@@ -336,6 +350,13 @@ class Pipeline:
         self._queue.release(attempt.charge)
         if attempt.reserved:
             self._observer.released()
+
+
+def _acknowledge(job: Job, attempt: Attempt, attach: AttachStream, tokens: Sequence[worker_pb2.TokenOut]) -> None:
+    """The client has taken these tokens; of a choice that the router ended its worker is to make no more."""
+    for token in tokens:
+        choice = job.emission.choices[token.choice]
+        attach.acknowledge(attempt, choice.index, len(choice.token_ids), ended=choice.ended_by_router)
 
 
 def _is_over_at_workers(job: Job, attempt: Attempt) -> bool:

@@ -1,6 +1,7 @@
 """One attempt at a request, as its streams report it: tokens in order of position, progress, and failure.
 
-Written by the readers of worker streams, read by the request's own task; both run on the router's event loop.
+Written by the readers of worker streams, which also pass the tokens on; the request's own task waits until there is
+something else to do. Both run on the router's event loop.
 """
 
 from __future__ import annotations
@@ -8,14 +9,18 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from baton.errors import BatonError, UnavailableError, from_status
 from baton.internal.v1 import transfer_pb2, worker_pb2
 from baton.v1 import inference_pb2
 from router.ledger import Charge
 from router.recovery import Failure, FailureKind
+from router.sink import Sink
 from router.snapshot import WorkerKey
+
+# Takes tokens of an attempt, at least one; whether it wants no more.
+Take = Callable[[list[worker_pb2.TokenOut]], bool]
 
 
 class TokenMerge:
@@ -47,6 +52,11 @@ class TokenMerge:
             self._ready.append(follower)
             expected += 1
         self._next[choice] = expected
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether the turn of any token has come."""
+        return bool(self._ready)
 
     def take(self) -> list[worker_pb2.TokenOut]:
         """The tokens whose turn has come since the last call."""
@@ -105,6 +115,7 @@ class Attempt:
         committed: the decode worker holds the KV and decodes.
         reserved: the decode worker has granted the reservation, so its lease needs renewing.
         ended_on_worker: the decode worker has said that it is through.
+        delivers: the client has been sent tokens of this attempt.
         ended_choices: choices that the router has ended, as the decode worker is told.
         prompt_logprobs: of the prompt's tokens from the second on, where asked for; whole before the first token comes.
     """
@@ -121,40 +132,64 @@ class Attempt:
         self.committed = False
         self.reserved = False
         self.ended_on_worker = False
+        self.delivers = False
         self.ended_choices: set[int] = set()
         self.prompt_logprobs: list[inference_pb2.PositionLogprobs] = []
         self.failure: Failure | None = None
         self._expired = False
-        # Of the request's task, while it waits; cheaper for every token than an Event and a timeout around it.
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sink: Sink | None = None
+        self._take: Take | None = None
+        self._is_through = False
+        # Of the request's task, while it waits.
         self._waiter: asyncio.Future[None] | None = None
 
-    async def wait(self) -> list[worker_pb2.TokenOut]:
-        """The next tokens in order; empty where there are none left and the attempt has failed.
+    async def deliver(self, sink: Sink, take: Take) -> None:
+        """Has `take` called with the tokens in order, by whoever brings them, while the sink is ready.
+
+        Returns when it wants no more, or none are left and the attempt has failed.
 
         Raises:
-            TimeoutError: there are none, and the attempt has expired.
+            TimeoutError: none are left, and the attempt has expired.
+            BaseException: whatever `take` raised.
         """
-        while not (tokens := self.merge.take()) and self.failure is None:
-            if self._expired:
-                raise TimeoutError
-            if self._loop is None:
-                self._loop = asyncio.get_running_loop()
-            self._waiter = self._loop.create_future()
-            await self._waiter
-        return tokens
+        self._sink, self._take = sink, take
+        try:
+            while not self._is_through:
+                if not self._pass_on():
+                    self._waiter = asyncio.get_running_loop().create_future()
+                    await self._waiter
+                elif self.merge.has_ready:
+                    await sink.drain()
+                elif self.failure is not None:
+                    return
+                elif self._expired:
+                    raise TimeoutError
+        finally:
+            # They refer to the attempt, and would keep it alive until the garbage collector comes.
+            self._sink = self._take = self._waiter = None
+
+    def flush(self) -> None:
+        """Passes on the tokens whose turn has come; called by a stream's reader after each message that it took."""
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        try:
+            if self._pass_on():
+                waiter.set_result(None)
+        except BaseException as error:
+            # It is the request's own, and no other's on the stream.
+            waiter.set_exception(error)
 
     def expire(self) -> None:
         """The client's deadline has passed."""
         self._expired = True
-        self._wake()
+        self.flush()
 
     def decoded(self, token: worker_pb2.TokenOut) -> None:
-        """The decode worker has sent a token."""
+        """The decode worker has sent a token; `flush` passes it on."""
         if not self.committed:
             self._commit()
         self.merge.offer(token)
-        self._wake()
 
     def scored(self, message: worker_pb2.PromptLogprobs) -> None:
         """Either worker has sent the logprobs of more of the prompt; what came before is sent again on a reattach."""
@@ -186,7 +221,7 @@ class Attempt:
             self.progress.first_tokens_at = time.monotonic()
             for token in event.first_tokens.tokens:
                 self.merge.offer(token)
-            self._wake()
+            self.flush()
         elif kind == "prompt_logprobs":
             self.scored(event.prompt_logprobs)
         elif kind == "done":
@@ -204,7 +239,7 @@ class Attempt:
         """Ends the attempt; the first failure counts."""
         if self.failure is None:
             self.failure = failure
-            self._wake()
+            self.flush()
 
     def _note_local_prefill(self, update: worker_pb2.RequestUpdate) -> None:
         """From the first update of a local prefill: FINISHED where its first token ended the request, else DECODING."""
@@ -218,10 +253,17 @@ class Attempt:
             self.progress.transport = done.transport
             self.progress.sent_at = time.monotonic()
 
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def _pass_on(self) -> bool:
+        """Calls `take` as far as the client keeps up; whether the request's task has something to do."""
+        assert self._sink is not None
+        assert self._take is not None
+        while self.merge.has_ready:
+            if not self._sink.ready:
+                return True
+            if self._take(self.merge.take()):
+                self._is_through = True
+                return True
+        return self.failure is not None or self._expired
 
     def _commit(self) -> None:
         self.committed = True

@@ -179,7 +179,7 @@ class Timeline(Observer):
         leg.placement, leg.progress = placement, job.attempt.progress
         self.version += 1
 
-    def sent(self, job: Job, deltas: Sequence[inference_pb2.ChoiceDelta], now: float) -> None:
+    def sent(self, job: Job, choice: int, num_tokens: int, gap_s: float | None, now: float) -> None:
         record = self._running[job.internal_id]
         if record.first_token_at is None:
             record.first_token_at = now

@@ -2,7 +2,8 @@
 
 Encoding any but a short text runs in a small pool of threads, by the one call of the library that lets go of the GIL
 (that for a batch), so that a long prompt stops nobody's stream.
-Decoding a few tokens is cheaper than a thread hop and runs where it is called.
+Decoding a few tokens is cheaper than a thread hop and runs where it is called; of byte-level vocabularies, which most
+models have, it is done here, since the call into the library costs several times as much as joining a few bytes.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
+import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
@@ -39,6 +41,8 @@ class Tokenizer:
         self._tokenizer = _load(pathlib.Path(path))
         self._bos_token_id = card.bos_token_id
         self._adds_bos = bool(card.adds_bos)
+        decoder = "" if self._tokenizer.decoder is None else self._tokenizer.decoder.__getstate__().decode()
+        self._pieces = BytePieces(self._tokenizer) if json.loads(decoder or "{}").get("type") == "ByteLevel" else None
         self._decode_one = functools.lru_cache(_MAX_REMEMBERED)(lambda token_id, skip: self._decode([token_id], skip))
         self._pool = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="tokenizer")
 
@@ -67,6 +71,9 @@ class Tokenizer:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
+        if self._pieces is not None:
+            pieces = self._pieces.text_bytes if skip_special_tokens else self._pieces.all_bytes
+            return b"".join([pieces.get(token_id, b"") for token_id in token_ids]).decode("utf-8", "replace")
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
 
@@ -82,6 +89,36 @@ class Tokenizer:
         if self._adds_bos and ids[:1] != [bos]:
             return [bos, *ids]
         return ids
+
+
+class BytePieces:
+    """The bytes of each token of a byte-level vocabulary, as the library's `ByteLevel` decoder has them.
+
+    Attributes:
+        all_bytes, text_bytes: by token id; in the second special tokens have none. Ids that are no token have none.
+    """
+
+    def __init__(self, tokenizer: FastTokenizer) -> None:
+        alphabet = byte_level_alphabet()
+        self.all_bytes: dict[int, bytes] = {}
+        for piece, token_id in tokenizer.get_vocab(with_added_tokens=True).items():
+            try:
+                self.all_bytes[token_id] = b"".join([alphabet[char] for char in piece])
+            except KeyError:
+                # An added token with a character that stands for no byte: it is taken as it is.
+                self.all_bytes[token_id] = piece.encode()
+        self.text_bytes = self.all_bytes.copy()
+        for token_id, token in tokenizer.get_added_tokens_decoder().items():
+            if token.special:
+                self.text_bytes[token_id] = b""
+
+
+def byte_level_alphabet() -> dict[str, bytes]:
+    """The characters that byte-level BPE writes for bytes: those that print as themselves, others from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    alphabet = {chr(byte): bytes([byte]) for byte in printable}
+    others = [byte for byte in range(256) if chr(byte) not in alphabet]
+    return alphabet | {chr(0x100 + index): bytes([byte]) for index, byte in enumerate(others)}
 
 
 def _load(folder: pathlib.Path) -> FastTokenizer:

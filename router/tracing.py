@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -132,7 +132,7 @@ class RequestTraces(Observer):
         assert job.attempt is not None
         leg.placement, leg.progress, leg.placed_at = placement, job.attempt.progress, self._clock()
 
-    def sent(self, job: Job, deltas: Sequence[inference_pb2.ChoiceDelta], now: float) -> None:
+    def sent(self, job: Job, choice: int, num_tokens: int, gap_s: float | None, now: float) -> None:
         trace = self._traces[job]
         if not trace.has_tokens:
             trace.has_tokens = True

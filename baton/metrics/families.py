@@ -6,11 +6,33 @@ A series that is there from the start, at 0, is what makes `rate()` right for th
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.samples import Sample
+
+
+class SingleWriterHistogram(Histogram):
+    """For what one thread observes thousands of times a second: no locks, and the bucket by bisection."""
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._counts = [0] * len(self._upper_bounds)
+        self._total = 0.0
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        assert exemplar is None, "not kept"
+        self._counts[bisect.bisect_left(self._upper_bounds, amount)] += 1
+        self._total += amount
+
+    def _child_samples(self) -> Iterable[Sample]:
+        for bucket, count in zip(self._buckets, self._counts, strict=True):
+            bucket.set(count)
+        self._sum.set(self._total)
+        return super()._child_samples()
 
 
 class Families:
@@ -38,6 +60,9 @@ class Families:
         histogram = Histogram(name, text, list(labels), registry=self._registry, buckets=buckets)
         _initialise(histogram, labels.values())
         return histogram
+
+    def single_writer_histogram(self, name: str, text: str, buckets: Sequence[float]) -> SingleWriterHistogram:
+        return SingleWriterHistogram(name, text, registry=self._registry, buckets=buckets)
 
     def constant(self, name: str, text: str, **labels: str) -> None:
         """A gauge of value 1 that only carries labels."""

@@ -99,7 +99,7 @@ class RouterMetrics:
             "From arrival to the first token sent to the client.",
             buckets.TTFT,
         )
-        self.itl_s = make.histogram(
+        self.itl_s = make.single_writer_histogram(
             "baton_inter_token_latency_seconds",
             "Between two tokens of a choice; tokens that leave in one message share the time since the one before.",
             buckets.INTER_TOKEN,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from baton.v1 import inference_pb2
 from router.openai.chat_format import TextParser, Turn
 from router.openai.chat_request import ChatRequest
 from router.openai.envelope import Envelope, Json, UsageTotal, finish_reason, json_string, stop_reason, usage_json
-from router.openai.generation import Response
 from router.openai.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from router.openai.tools import ParsedDelta, ToolCallDelta
 
@@ -25,41 +23,42 @@ class ChatAnswer:
         self._names = names
         self._usage = UsageTotal()
         self._prompt: inference_pb2.PromptEcho | None = None
+        self._prompt_ids: list[int] = []
         self._choices = [_Choice(index, request, turn.parser(), names, envelope) for index in range(request.n)]
 
-    async def whole(self, responses: AsyncGenerator[Response, None]) -> bytes:
+    def keep(self, _: int, response: inference_pb2.GenerateResponse) -> None:
+        """Takes a response of the only prompt for `whole`."""
+        self._note(response)
+        for delta in response.choices:
+            self._choices[delta.index].keep(delta)
+
+    async def whole(self) -> bytes:
         """One JSON object, when all is generated."""
-        async with contextlib.aclosing(responses):
-            async for _, response in responses:
-                self._note(response)
-                for delta in response.choices:
-                    self._choices[delta.index].keep(delta)
         extra: Json = {}
         if self._prompt is not None and self._request.prompt_logprobs is not None:
             most = self._request.prompt_logprobs
             extra["prompt_logprobs"] = prompt_logprobs(self._names, self._prompt.logprobs, most)
         if self._prompt is not None and self._request.return_token_ids:
-            extra["prompt_token_ids"] = list(self._prompt.token_ids)
+            extra["prompt_token_ids"] = self._prompt_ids
         return self._envelope.answer([choice.whole() for choice in self._choices], self._usage.json(), **extra)
 
-    async def events(self, responses: AsyncGenerator[Response, None]) -> AsyncGenerator[bytes, None]:
-        """One event for each token; those that came together are sent together."""
-        prompt_ids: list[int] = []
-        async with contextlib.aclosing(responses):
-            async for _, response in responses:
-                self._note(response)
-                if response.HasField("prompt"):
-                    prompt_ids = list(response.prompt.token_ids)
-                if events := b"".join(
-                    self._choices[delta.index].event(delta, prompt_ids) for delta in response.choices
-                ):
-                    yield events
-        if self._request.include_usage:
-            yield self._envelope.event([], self._usage.json())
+    def events(self, _: int, response: inference_pb2.GenerateResponse) -> bytes:
+        """One event for each token of a response of the only prompt."""
+        self._note(response)
+        return b"".join(self._choices[delta.index].event(delta, self._prompt_ids) for delta in response.choices)
+
+    def token_event(self, _: int, choice: int, text: str, token_id: int) -> bytes:
+        """The event of a token with nothing more to tell."""
+        return self._choices[choice].token_event(text, token_id, self._prompt_ids)
+
+    def last_event(self) -> bytes:
+        """What follows when all is generated: the usage, if asked for."""
+        return self._envelope.event([], self._usage.json()) if self._request.include_usage else b""
 
     def _note(self, response: inference_pb2.GenerateResponse) -> None:
         if response.HasField("prompt"):
             self._prompt = response.prompt
+            self._prompt_ids = list(response.prompt.token_ids)
         if response.HasField("usage"):
             self._usage.add(response.usage)
 
@@ -111,11 +110,15 @@ class _Choice:
             choice["token_ids"] = [token_id for delta in self._deltas for token_id in delta.token_ids]
         return choice
 
+    def token_event(self, text: str, token_id: int, prompt_ids: list[int]) -> bytes:
+        """A delta that has one token and nothing more, as an event."""
+        if self._is_plain and self._began:
+            return self._before + json_string(text) + self._after
+        return self.event(inference_pb2.ChoiceDelta(index=self._index, text=text, token_ids=(token_id,)), prompt_ids)
+
     def event(self, delta: inference_pb2.ChoiceDelta, prompt_ids: list[int]) -> bytes:
         """A delta as an event; the first one has the role, the last one why the choice ended."""
         is_last = bool(delta.finish_reason)
-        if self._is_plain and self._began and not is_last:
-            return self._before + json_string(delta.text) + self._after
         is_first, self._began = not self._began, True
         self._num_tokens += len(delta.token_ids)
         parsed = self._parse(delta.text, is_last=is_last)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from baton.v1 import inference_pb2
 from router.openai.completion_request import CompletionRequest
 from router.openai.envelope import Envelope, Json, UsageTotal, finish_reason, json_string, stop_reason, usage_json
-from router.openai.generation import Response
 from router.openai.logprobs import CompletionLogprobs, TokenNames, prompt_logprobs
 
 # What is written in less time than a thread hop is worth.
@@ -32,31 +30,34 @@ class CompletionAnswer:
         self._names = names
         self._usage = UsageTotal()
         self._choices = [_Choice(index, request, names, envelope) for index in range(num_prompts * request.n)]
+        self._formatted: dict[int, bytes] = {}
 
-    async def whole(self, responses: AsyncGenerator[Response, None]) -> bytes:
-        """One JSON object, when all is generated; each choice is written when it ends."""
-        formatted: dict[int, bytes] = {}
-        async with contextlib.aclosing(responses):
-            async for prompt_index, response in responses:
-                for choice, delta in self._take(prompt_index, response):
-                    choice.keep(delta)
-                    if delta.finish_reason:
-                        # A long prompt's logprobs are megabytes: nobody else's stream shall wait for all of them.
-                        if choice.is_large:
-                            formatted[choice.index] = await asyncio.to_thread(choice.whole)
-                        else:
-                            formatted[choice.index] = choice.whole()
-        return self._envelope.answer_of([formatted[choice.index] for choice in self._choices], self._usage.json())
+    def keep(self, prompt_index: int, response: inference_pb2.GenerateResponse) -> None:
+        """Takes a response for `whole`; each choice is written when it ends."""
+        for choice, delta in self._take(prompt_index, response):
+            choice.keep(delta)
+            if delta.finish_reason and not choice.is_large:
+                self._formatted[choice.index] = choice.whole()
 
-    async def events(self, responses: AsyncGenerator[Response, None]) -> AsyncGenerator[bytes, None]:
-        """One event for each token; those that came together are sent together."""
-        async with contextlib.aclosing(responses):
-            async for prompt_index, response in responses:
-                deltas = self._take(prompt_index, response)
-                if events := b"".join(choice.event(delta) for choice, delta in deltas):
-                    yield events
-        if self._request.include_usage:
-            yield self._envelope.event([], self._usage.json())
+    async def whole(self) -> bytes:
+        """One JSON object, when all is generated."""
+        for choice in self._choices:
+            # A long prompt's logprobs are megabytes: nobody else's stream shall wait for all of them.
+            if choice.is_large:
+                self._formatted[choice.index] = await asyncio.to_thread(choice.whole)
+        return self._envelope.answer_of([self._formatted[choice.index] for choice in self._choices], self._usage.json())
+
+    def events(self, prompt_index: int, response: inference_pb2.GenerateResponse) -> bytes:
+        """One event for each token of a response."""
+        return b"".join(choice.event(delta) for choice, delta in self._take(prompt_index, response))
+
+    def token_event(self, prompt_index: int, choice: int, text: str, token_id: int) -> bytes:
+        """The event of a token with nothing more to tell."""
+        return self._choices[prompt_index * self._request.n + choice].token_event(text, token_id)
+
+    def last_event(self) -> bytes:
+        """What follows when all is generated: the usage, if asked for."""
+        return self._envelope.event([], self._usage.json()) if self._request.include_usage else b""
 
     def _take(
         self, prompt_index: int, response: inference_pb2.GenerateResponse
@@ -141,11 +142,14 @@ class _Choice:
             choice["prompt_logprobs"] = prompt_logprobs(self._names, self._prompt.echo.logprobs, most)
         return json.dumps(choice).encode()
 
+    def token_event(self, text: str, token_id: int) -> bytes:
+        """A delta that has one token and nothing more, as an event."""
+        if self._is_plain and self._began:
+            return self._before + json_string(text) + self._after
+        return self.event(inference_pb2.ChoiceDelta(index=self.index, text=text, token_ids=(token_id,)))
+
     def event(self, delta: inference_pb2.ChoiceDelta) -> bytes:
         """A delta as an event."""
-        is_last = bool(delta.finish_reason)
-        if self._is_plain and not is_last and (self._began or not self._request.echo):
-            return self._before + json_string(delta.text) + self._after
         self._num_tokens += len(delta.token_ids)
         choice = self._json(delta.text, delta.token_ids, delta.logprobs, delta)
         usage = None

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from router.http_connection import WriteChunk, chunk_writer
 from router.openai.errors import ApiError
+from router.sink import Writer
 
 _T = TypeVar("_T")
 
@@ -63,42 +65,52 @@ class EventStream(Response):
     in an event of its own, which then is the last.
 
     Args:
-        events: each one or more whole events; closed at the end, whatever ends it. A client that reads slowly is waited
-            for before the next is asked for.
+        generate: sends the events, each one or more whole ones, and returns after the last; cancelled where the client
+            goes.
         on_error: what the client is told of an exception.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None], *, on_error: Callable[[Exception], ApiError]) -> None:
+    def __init__(
+        self, generate: Callable[[Writer[bytes]], Awaitable[None]], *, on_error: Callable[[Exception], ApiError]
+    ) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
-        self._events = events
+        self._generate = generate
         self._on_error = on_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the stream."""
         with contextlib.suppress(ClientDisconnect):
-            refusal = await unless_hung_up(receive, self._send_events(send))
+            refusal = await unless_hung_up(receive, self._send_events(send, chunk_writer(scope)))
             if refusal is not None:
                 response = refusal.response()
                 response.headers["x-request-id"] = self.headers["x-request-id"]
                 await response(scope, receive, send)
 
-    async def _send_events(self, send: Send) -> ApiError | None:
+    async def _send_events(self, send: Send, write_chunk: WriteChunk | None) -> ApiError | None:
         """The error of a stream that did not begin."""
         began = False
+
+        async def write(event: bytes) -> None:
+            nonlocal began
+            if not began:
+                began = True
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+
+        def write_now(event: bytes) -> bool:
+            return began and write_chunk is not None and write_chunk(event)
+
+        writer = Writer(write, write_now=write_now)
         last = _DONE
         try:
-            async with contextlib.aclosing(self._events) as events:
-                async for event in events:
-                    if not began:
-                        began = True
-                        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+            await self._generate(writer)
         except Exception as error:
             refusal = self._on_error(error)
             if not began:
                 return refusal
             last = b"data: " + refusal.body() + b"\n\n"
+        await writer.drain()
         await send({"type": "http.response.body", "body": last, "more_body": False})
         return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,12 +21,14 @@ from router.openai.completion_request import CompletionRequest
 from router.openai.envelope import Envelope
 from router.openai.errors import as_api_error
 from router.openai.event_stream import EventStream, unless_hung_up
-from router.openai.generation import Generates, generate_all
-from router.openai.generation import Response as Generated
+from router.openai.generation import EventSink, Generates, KeepingSink, generate_all
 from router.openai.logprobs import TokenNames
 from router.openai.prompting import Prompting
 from router.openai.served_model import ServedModel
 from router.openai.token_bytes import TokenBytes
+from router.sink import Sink, Writer
+
+SinkOf = Callable[[int], Sink]
 
 
 class Serving:
@@ -54,15 +56,13 @@ class Serving:
         prompts = asked.prompts(self._config.max_prompts, self._model.max_model_len)
         sampling = asked.sampling()
 
-        async def generate() -> AsyncGenerator[Generated, None]:
+        async def generate(sink_of: SinkOf) -> None:
             generate_requests = [await self._prompting.completion(asked, prompt) for prompt in prompts]
-            async with contextlib.aclosing(self._generate(generate_requests, sampling, call, "cmpl")) as responses:
-                async for response in responses:
-                    yield response
+            await self._generate(generate_requests, sampling, call, "cmpl", sink_of)
 
         envelope = self._envelope(asked, call.answer_id("cmpl"), "text_completion", "text_completion")
         answer = CompletionAnswer(asked, len(prompts), envelope=envelope, names=self._names(asked))
-        return await self._answer(request, asked, answer, generate())
+        return await self._answer(request, asked, answer, generate)
 
     async def chat_completions(self, request: Request, call: Call) -> Response:
         """`POST /v1/chat/completions`."""
@@ -72,36 +72,47 @@ class Serving:
         with _in_terms_of(asked):
             generate_request, turn = await self._prompting.chat(asked)
             turn.shape(sampling)
+
+        async def generate(sink_of: SinkOf) -> None:
+            await self._generate([generate_request], sampling, call, "chatcmpl", sink_of)
+
         envelope = self._envelope(asked, call.answer_id("chatcmpl"), "chat.completion", "chat.completion.chunk")
         answer = ChatAnswer(asked, turn, envelope=envelope, names=self._names(asked))
-        return await self._answer(
-            request, asked, answer, self._generate([generate_request], sampling, call, "chatcmpl")
-        )
+        return await self._answer(request, asked, answer, generate)
 
-    def _generate(
+    async def _generate(
         self,
         generate_requests: Sequence[inference_pb2.GenerateRequest],
         sampling: inference_pb2.SamplingParams,
         call: Call,
         kind: str,
-    ) -> AsyncGenerator[Generated, None]:
+        sink_of: SinkOf,
+    ) -> None:
         for request_id, each in zip(call.pipeline_ids(kind, len(generate_requests)), generate_requests, strict=True):
             each.request_id = request_id
             each.sampling.CopyFrom(sampling)
-        return generate_all(self._pipeline, generate_requests, call.timeout_s)
+        await generate_all(self._pipeline, generate_requests, sink_of, call.timeout_s)
 
     async def _answer(
         self,
         request: Request,
         asked: CompletionRequest | ChatRequest,
         answer: CompletionAnswer | ChatAnswer,
-        responses: AsyncGenerator[Generated, None],
+        generate: Callable[[SinkOf], Awaitable[None]],
     ) -> Response:
+        async def events(writer: Writer[bytes]) -> None:
+            await generate(lambda index: EventSink(index, answer, writer))
+            if event := answer.last_event():
+                writer.send(event)
+
+        async def whole() -> bytes:
+            await generate(lambda index: KeepingSink(index, answer.keep))
+            return await answer.whole()
+
         if asked.stream:
-            on_error = functools.partial(as_api_error, names=asked.field_names())
-            return EventStream(answer.events(responses), on_error=on_error)
+            return EventStream(events, on_error=functools.partial(as_api_error, names=asked.field_names()))
         with _in_terms_of(asked):
-            body = await unless_hung_up(request.receive, answer.whole(responses))
+            body = await unless_hung_up(request.receive, whole())
         return Response(body, media_type="application/json")
 
     def _envelope(

@@ -6,6 +6,8 @@ import re
 
 from tokenizers import Tokenizer as FastTokenizer
 
+from router.tokenization import byte_level_alphabet
+
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _METASPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
@@ -22,7 +24,7 @@ class TokenBytes:
         self._added = {token_id: token.content.encode() for token_id, token in added.items()}
         self._special = {token_id for token_id, token in added.items() if token.special}
         decoder = "" if tokenizer.decoder is None else tokenizer.decoder.__getstate__().decode()
-        self._byte_level = _byte_level_alphabet() if '"ByteLevel"' in decoder else None
+        self._byte_level = byte_level_alphabet() if '"ByteLevel"' in decoder else None
         self._has_bytes = '"ByteFallback"' in decoder
         self._has_metaspace = '"Metaspace"' in decoder or _METASPACE in decoder
         self._known: dict[int, bytes] = {}
@@ -57,11 +59,3 @@ class TokenBytes:
             return piece.replace(_METASPACE, " ").encode()
         text: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
         return text.encode()
-
-
-def _byte_level_alphabet() -> dict[str, bytes]:
-    """The characters that byte-level BPE writes for bytes: those that print as themselves, others from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    alphabet = {chr(byte): bytes([byte]) for byte in printable}
-    others = [byte for byte in range(256) if chr(byte) not in alphabet]
-    return alphabet | {chr(0x100 + index): bytes([byte]) for index, byte in enumerate(others)}

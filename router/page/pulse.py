@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
-from baton.errors import BatonError
-from baton.v1 import inference_pb2
 from router.job import Job
 from router.observation import Observer
 from router.placement import Placement
@@ -120,12 +118,8 @@ class Pulse(Observer):
         self._generated = Rate()
         self._ttft_s: collections.deque[float] = collections.deque(maxlen=_NUM_LATENCIES)
         self._itl_s: collections.deque[float] = collections.deque(maxlen=_NUM_LATENCIES)
-        self._last_token_at: dict[str, dict[int, float]] = {}
         self._prefills: collections.deque[_Prefill] = collections.deque(maxlen=_NUM_PREFILLS)
         self._tallies: collections.OrderedDict[WorkerKey, PrefixTally] = collections.OrderedDict()
-
-    def accepted(self, job: Job) -> None:
-        self._last_token_at[job.internal_id] = {}
 
     def placed(self, job: Job, placement: Placement) -> None:
         assert job.attempt is not None
@@ -133,26 +127,14 @@ class Pulse(Observer):
         is_local = placement.prefill is None
         self._prefills.append(_Prefill(len(job.prompt.token_ids), worker, job.attempt.progress, is_local))
 
-    def sent(self, job: Job, deltas: Sequence[inference_pb2.ChoiceDelta], now: float) -> None:
-        last_at = self._last_token_at[job.internal_id]
-        if not last_at:
+    def sent(self, job: Job, choice: int, num_tokens: int, gap_s: float | None, now: float) -> None:
+        self._generated.add(now, num_tokens)
+        if gap_s is not None:
+            for _ in range(num_tokens):
+                self._itl_s.append(gap_s)
+        elif len(job.first_token_at) == 1:
             self._ttft_s.append(now - job.arrived_at)
             self._note_prefix(job)
-        for delta in deltas:
-            num_tokens, index = len(delta.token_ids), delta.index
-            last = last_at.get(index)
-            if last is not None:
-                for _ in range(num_tokens):
-                    self._itl_s.append((now - last) / num_tokens)
-            last_at[index] = now
-            self._generated.add(now, num_tokens)
-
-    def finished(self, job: Job, timings: inference_pb2.StageTimings, now: float) -> None:
-        self._last_token_at.pop(job.internal_id, None)
-
-    def failed(self, job: Job | None, error: BatonError, now: float) -> None:
-        if job is not None:
-            self._last_token_at.pop(job.internal_id, None)
 
     @property
     def ttft(self) -> Percentiles | None:

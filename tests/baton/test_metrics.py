@@ -22,6 +22,7 @@ from baton.metrics import (
     router,
     transfer,
 )
+from baton.metrics.families import Families
 from baton.metrics.reference import Series, catalogue, render
 from kvtransfer import transports
 from router.placement import Decision
@@ -51,6 +52,23 @@ def test_one_registry_takes_all_of_a_router_and_another_all_of_a_worker() -> Non
         assert "_created" not in text
     info = {"block_size": "16", "num_blocks": "8", "dtype": "float32", "prefix_cache": "true", "num_groups": "1"}
     assert of_worker.get_sample_value("baton_cache_config_info", info) == 1
+
+
+def test_a_histogram_of_one_writer_is_one_like_any_other() -> None:
+    theirs, ours = CollectorRegistry(), CollectorRegistry()
+    bounds = (0.5, 1.0, 2.0)
+    histograms = [
+        Families(theirs).histogram("baton_pace_seconds", "Pace.", bounds),
+        Families(ours).single_writer_histogram("baton_pace_seconds", "Pace.", bounds),
+    ]
+    for amount in (0.25, 0.5, 0.75, 1.0, 1.5, 3.0, 3.0):
+        for histogram in histograms:
+            histogram.observe(amount)
+    without_times = [
+        [line for line in generate_latest(registry).decode().splitlines() if "_created" not in line]
+        for registry in (theirs, ours)
+    ]
+    assert without_times[0] == without_times[1]
 
 
 def test_names_are_prefixed_and_unique() -> None:

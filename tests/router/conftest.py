@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import pathlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -18,7 +18,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from baton.config import DecodeConfig, ModelConfig, RouterConfig, RouterProcessConfig, TransferConfig
 from baton.v1 import inference_pb2, inference_pb2_grpc
 from bench.mock_workers.cluster import MockCluster
+from router.openai.generation import Generates
 from router.server import RouterServer
+from router.sink import ResponseSink, Writer
 
 BOS, EOS = 0, 1
 CORPUS = ["the quick brown fox jumps over the lazy dog", "hello world, hello router", "naïve café — 日本語 🙂"]
@@ -107,6 +109,31 @@ def request_of(prompt: str | Sequence[int] = "hello world, the quick brown fox",
     else:
         request.token_ids.ids.extend(prompt)
     return request
+
+
+async def responses_of(
+    pipeline: Generates, request: inference_pb2.GenerateRequest, timeout_s: float | None = None
+) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+    """The responses, as a slow client takes them: while it reads none, one waits and the next is being written."""
+    arrived: asyncio.Queue[inference_pb2.GenerateResponse | Exception | None] = asyncio.Queue(1)
+
+    async def generate() -> None:
+        try:
+            await pipeline.generate(request, ResponseSink(Writer(arrived.put)), timeout_s)
+        except Exception as error:
+            await arrived.put(error)
+        else:
+            await arrived.put(None)
+
+    task = asyncio.create_task(generate())
+    try:
+        while (response := await arrived.get()) is not None:
+            if isinstance(response, Exception):
+                raise response
+            yield response
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def next_of(call: grpc.aio.UnaryStreamCall[Any, Any]) -> inference_pb2.GenerateResponse:

@@ -76,6 +76,7 @@ def send_token(
     """One more token for the client."""
     wire_reason = inference_pb2.FinishReason.ValueType(int(finish_reason))
     token = worker_pb2.TokenOut(token_id=SECRET, position=job.emission.num_tokens, finish_reason=wire_reason)
-    deltas = job.emission.take([token])
+    job.emission.take([token])
+    gap_s = job.note_sent(0, 1, now)
     for observer in observers:
-        observer.sent(job, deltas, now)
+        observer.sent(job, 0, 1, gap_s, now)

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from bench.mock_workers.cluster import MockCluster
 from router.http import create_app
-from tests.router.conftest import Client, StartRouter, request_of, tokens_of
+from tests.router.conftest import Client, StartRouter, request_of, responses_of, tokens_of
 
 
 async def get(client: Client, path: str) -> httpx.Response:
@@ -51,7 +51,7 @@ async def test_refusals_are_counted_by_status(start_router: StartRouter) -> None
 
 async def test_a_client_that_leaves_with_the_last_message_has_not_cancelled(start_router: StartRouter) -> None:
     async with MockCluster() as cluster, start_router(cluster) as client:
-        responses = client.server.pipeline.generate(request_of(max_tokens=3))
+        responses = responses_of(client.server.pipeline, request_of(max_tokens=3))
         async for response in responses:
             if response.HasField("usage"):
                 break

@@ -13,7 +13,7 @@ from baton.hashing import extend_chain, model_identity, root_hash
 from baton.v1 import inference_pb2
 from bench.mock_workers.cluster import MockCluster
 from bench.mock_workers.worker import BLOCK_SIZE, Script, fingerprint
-from tests.router.conftest import EOS, StartRouter, next_of, request_of, rest_of, text_of, tokens_of
+from tests.router.conftest import EOS, StartRouter, next_of, request_of, responses_of, rest_of, text_of, tokens_of
 
 
 def saying(tokenizer: Tokenizer, text: str) -> Script:
@@ -206,7 +206,7 @@ async def test_a_slow_client_pauses_only_itself(start_router: StartRouter) -> No
     async with MockCluster() as cluster, start_router(cluster, decode={"max_unacked_tokens": 8}) as client:
         decode = cluster.decode[0]
         pipeline = client.server.pipeline
-        async with contextlib.aclosing(pipeline.generate(request_of(max_tokens=50))) as slow:
+        async with contextlib.aclosing(responses_of(pipeline, request_of(max_tokens=50))) as slow:
             taken = tokens_of([await anext(slow)])
             await decode.until(lambda: (0, 1) in decode.reservations)
             slow_one = decode.reservations[0, 1]
@@ -224,7 +224,7 @@ async def test_a_choice_that_a_stop_string_ends_is_ended_at_its_worker_too(start
         decode = cluster.decode[0]
         whole = text_of(await client.generate(request_of(max_tokens=6)))
         request = request_of(max_tokens=50, n=2, stop=[whole[2:4]])
-        async with contextlib.aclosing(client.server.pipeline.generate(request)) as responses:
+        async with contextlib.aclosing(responses_of(client.server.pipeline, request)) as responses:
             taken = [await anext(responses)]
             while not any(delta.stop_text for delta in taken[-1].choices):
                 taken.append(await anext(responses))
@@ -306,7 +306,7 @@ class TestRelease:
                 prefill.first_gate.clear()
             await client.stub.GetClusterStatus(inference_pb2.GetClusterStatusRequest())
             with pytest.raises(Exception, match="the client's deadline passed"):
-                await anext(client.server.pipeline.generate(request_of(), timeout_s=0.2))
+                await anext(responses_of(client.server.pipeline, request_of(), timeout_s=0.2))
             assert client.server.pipeline.num_running == 0
             if stuck != "queue":
                 await decode.until(lambda: (0, 1) in decode.cancelled)

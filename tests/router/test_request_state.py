@@ -34,6 +34,33 @@ def new_attempt(*, local: bool = False) -> Attempt:
     return Attempt(REF, Ledger().charge(placement), [0])
 
 
+class Outlet:
+    """What an attempt delivers to: a sink that is ready when a test says so, and the tokens that were taken."""
+
+    def __init__(self, last_position: int | None = None) -> None:
+        self.ready = True
+        self.taken: list[tuple[int, int]] = []
+        self._last_position = last_position
+        self._drained = asyncio.Event()
+
+    def take(self, tokens: list[worker_pb2.TokenOut]) -> bool:
+        self.taken += positions(tokens)
+        return tokens[-1].position == self._last_position
+
+    def send(self, response: inference_pb2.GenerateResponse) -> None:
+        raise AssertionError
+
+    def send_token(self, request_id: str, choice: int, text: str, token_id: int) -> None:
+        raise AssertionError
+
+    async def drain(self) -> None:
+        await self._drained.wait()
+
+    def become_ready(self) -> None:
+        self.ready = True
+        self._drained.set()
+
+
 def positions(tokens: list[worker_pb2.TokenOut]) -> list[tuple[int, int]]:
     return [(entry.choice, entry.position) for entry in tokens]
 
@@ -75,25 +102,57 @@ class TestTokenMerge:
 
 
 class TestAttempt:
-    async def test_wait_returns_what_is_there_before_it_tells_of_a_failure(self) -> None:
-        attempt = new_attempt()
+    async def test_what_is_there_is_delivered_before_a_failure_ends_it(self) -> None:
+        attempt, outlet = new_attempt(), Outlet()
         attempt.decoded(token(0))
         attempt.fail(Failure(FailureKind.DECODE_LOST, UnavailableError("gone")))
-        assert positions(await attempt.wait()) == [(0, 0)]
-        assert await attempt.wait() == []
+        await attempt.deliver(outlet, outlet.take)
+        assert outlet.taken == [(0, 0)]
 
-    async def test_wait_sleeps_while_tokens_are_out_of_order(self) -> None:
-        attempt = new_attempt()
-        waiting = asyncio.create_task(attempt.wait())
+    async def test_tokens_wait_until_they_are_in_order(self) -> None:
+        attempt, outlet = new_attempt(), Outlet(last_position=1)
+        delivering = asyncio.create_task(attempt.deliver(outlet, outlet.take))
+        await asyncio.sleep(0)
         attempt.decoded(token(1))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert not waiting.done()
+        attempt.flush()
+        assert not outlet.taken
         attempt.prefilled(
             worker_pb2.PrefillEvent(first_tokens=worker_pb2.PrefillFirstTokens(tokens=[token(0)], prefill_s=0.5))
         )
-        assert positions(await waiting) == [(0, 0), (0, 1)]
+        assert outlet.taken == [(0, 0), (0, 1)]
+        await delivering
         assert attempt.progress.prefill_s == 0.5
+
+    async def test_tokens_wait_while_the_client_is_behind_and_then_come_together(self) -> None:
+        attempt, outlet = new_attempt(), Outlet(last_position=3)
+        delivering = asyncio.create_task(attempt.deliver(outlet, outlet.take))
+        await asyncio.sleep(0)
+        attempt.decoded(token(0))
+        attempt.flush()
+        outlet.ready = False
+        for position in (1, 2):
+            attempt.decoded(token(position))
+            attempt.flush()
+            await asyncio.sleep(0)
+        assert outlet.taken == [(0, 0)]
+        attempt.decoded(token(3))
+        outlet.become_ready()
+        await delivering
+        assert outlet.taken == [(0, position) for position in range(4)]
+
+    async def test_what_a_request_raises_is_its_own(self) -> None:
+        """Not its worker's stream's, which has other requests."""
+        attempt, outlet = new_attempt(), Outlet()
+
+        def fail(tokens: list[worker_pb2.TokenOut]) -> bool:
+            raise BrokenPipeError
+
+        delivering = asyncio.create_task(attempt.deliver(outlet, fail))
+        await asyncio.sleep(0)
+        attempt.decoded(token(0))
+        attempt.flush()
+        with pytest.raises(BrokenPipeError):
+            await delivering
 
     async def test_the_first_failure_counts(self) -> None:
         attempt = new_attempt()
@@ -149,17 +208,17 @@ def test_scores_of_the_prompt_that_are_sent_again_count_once() -> None:
 
 class TestExpiry:
     async def test_it_ends_the_wait(self) -> None:
-        attempt = new_attempt()
-        waiting = asyncio.create_task(attempt.wait())
+        attempt, outlet = new_attempt(), Outlet()
+        delivering = asyncio.create_task(attempt.deliver(outlet, outlet.take))
         await asyncio.sleep(0)
         attempt.expire()
         with pytest.raises(TimeoutError):
-            await waiting
+            await delivering
 
     async def test_tokens_that_are_there_are_given_first(self) -> None:
-        attempt = new_attempt()
+        attempt, outlet = new_attempt(), Outlet()
         attempt.expire()
         attempt.decoded(token(0))
-        assert positions(await attempt.wait()) == [(0, 0)]
         with pytest.raises(TimeoutError):
-            await attempt.wait()
+            await attempt.deliver(outlet, outlet.take)
+        assert outlet.taken == [(0, 0)]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import random
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -47,6 +48,22 @@ async def test_token_ids_are_the_library_s(
     if expected[:2] == [BOS, BOS]:
         expected = expected[1:]
     assert await make().encode(text, add_special_tokens=add_special_tokens) == expected
+
+
+def test_text_is_the_library_s(make: MakeTokenizer, tmp_path: pathlib.Path) -> None:
+    """Whose decoder is asked only where a vocabulary is not byte-level."""
+    library = make_tokenizer()
+    # In the second, each character stands for a byte; in the third one does not.
+    library.add_tokens(["<call>", "\u00e9\u0120", "\u65e5\u00e9"])
+    library.add_special_tokens(["<\u65e5>"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    ours, draw = make(tmp_path), random.Random(0)
+    for _ in range(300):
+        # Beyond the end there are ids that models with padded tables have.
+        token_ids = draw.choices(range(library.get_vocab_size() + 4), k=draw.randint(0, 6))
+        for skips in (True, False):
+            text = ours.decode(token_ids, skip_special_tokens=skips)
+            assert text == library.decode(token_ids, skip_special_tokens=skips), token_ids
 
 
 async def test_bos_that_is_in_the_text_already_is_not_doubled(make: MakeTokenizer) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from baton.v1 import inference_pb2
+from router.sink import Sink
 
 STOP, LENGTH = inference_pb2.FINISH_REASON_STOP, inference_pb2.FINISH_REASON_LENGTH
 Script = Callable[[inference_pb2.GenerateRequest], Sequence[inference_pb2.GenerateResponse | Exception]]
@@ -32,8 +33,8 @@ class FakePipeline:
         self.waiting = asyncio.Event()
 
     async def generate(
-        self, request: inference_pb2.GenerateRequest, timeout_s: float | None = None
-    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        self, request: inference_pb2.GenerateRequest, sink: Sink, timeout_s: float | None = None
+    ) -> None:
         self.requests.append(request)
         self.timeouts.append(timeout_s)
         try:
@@ -44,8 +45,10 @@ class FakePipeline:
                 await asyncio.sleep(0)
                 if isinstance(step, Exception):
                     raise step
+                await sink.drain()
                 self.given += 1
-                yield step
+                sink.send(step)
+            await sink.drain()
         finally:
             self.closed += 1
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 
 import pytest
 
 from baton.errors import InternalError
 from baton.v1 import inference_pb2
-from router.openai.generation import generate_all
+from router.openai.generation import KeepingSink, generate_all
+from router.sink import Sink
 from tests.router.openai.fake_pipeline import FakePipeline, answer, words
 
 
@@ -25,17 +25,17 @@ class FailingPipeline(FakePipeline):
         self._error = error
 
     async def generate(
-        self, request: inference_pb2.GenerateRequest, timeout_s: float | None = None
-    ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
+        self, request: inference_pb2.GenerateRequest, sink: Sink, timeout_s: float | None = None
+    ) -> None:
         if request.text == "bad":
             raise self._error
-        async for response in super().generate(request, timeout_s):
-            yield response
+        await super().generate(request, sink, timeout_s)
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), Panic("unwrap")])
 async def test_what_ends_a_request_ends_the_stream(error: BaseException) -> None:
     requests = [inference_pb2.GenerateRequest(text=text) for text in ("good", "bad")]
     with pytest.raises(InternalError):
-        async for _ in generate_all(FailingPipeline(error), requests, None):
-            pass
+        await generate_all(
+            FailingPipeline(error), requests, lambda index: KeepingSink(index, lambda index, response: None), None
+        )
