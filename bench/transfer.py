@@ -2,8 +2,9 @@
 
 For each transport the time from `Sender.open` to the receiver's answer to Commit, copy-in and checksums included, for a
 long prompt (GB/s, and as a share of this machine's copy bandwidth, measured in the same run) and for a single block
-(latency), and the CPU time that each side takes. The pool is that of a Llama with 12 layers and 4 KV heads of 64, in
-blocks of 16 tokens. With --overlap also what a transfer adds to a real prefill of the same shape.
+(latency), and the CPU time that each side takes; beside them what gRPC makes of bare messages of that size. The pool is
+that of a Llama with 12 layers and 4 KV heads of 64, in blocks of 16 tokens. With --overlap also what a transfer adds to
+a real prefill of the same shape.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from bench.ceilings import copy_bandwidth
 from bench.checkpoint import Sizes
 from bench.provenance import Provenance
 from bench.report import Report, TableText, print_table
+from bench.transfer_ceiling import grpc_bandwidth
 from bench.transfer_overlap import Overlap, measure_overlap
-from bench.transfer_pair import Pair, Pushing, Transport, cpu_s, kv_layout, make_sender, pair
+from bench.transfer_pair import Pair, Pushing, Transport, cpu_s, kv_layout, make_pool, make_sender, pair
 from engine.kv.layout import KVLayout
 
 TRANSPORTS: tuple[Transport, ...] = ("shm", "grpc")
@@ -80,8 +82,7 @@ def _measure(both: Pair, num_blocks: int, rounds: int) -> Result:
 
 def run_pushes(pipe: Connection, transport: Transport, layout: KVLayout, num_blocks: int) -> None:
     """The sender's process: pushes all layers of its blocks for each ticket; answers seconds and CPU seconds."""
-    pool = torch.ones(layout.pool_shape(num_blocks + 1), dtype=layout.dtype)
-    sender = make_sender(pool, layout, transport)
+    sender = make_sender(make_pool(layout, num_blocks), layout, transport)
     while (order := pipe.recv()) is not None:
         ticket, num_pushed = order
         block_ids = list(range(1, num_pushed + 1))
@@ -121,10 +122,11 @@ def command(*, tokens: int, rounds: int, dtype: str, overlap: bool, output: str 
     torch.set_num_threads(1)
     # Of bytes copied, where the bandwidth counts each as read and as written.
     limit = copy_bandwidth(rounds) / 2
+    bare_grpc = grpc_bandwidth(num_blocks * kv.block_bytes, rounds)
     measured = {transport: measure(transport, kv, num_blocks, rounds) for transport in TRANSPORTS}
     prompts = {transport: prompt for transport, (prompt, _) in measured.items()}
     blocks = {transport: block for transport, (_, block) in measured.items()}
-    print_table(transfer_table(prompts, blocks, limit))
+    print_table(transfer_table(prompts, blocks, limit, bare_grpc))
     overlaps: dict[Transport, Overlap] = {}
     if overlap:
         overlaps = {
@@ -134,6 +136,7 @@ def command(*, tokens: int, rounds: int, dtype: str, overlap: bool, output: str 
     if output is not None:
         results = {
             "copy_bytes_per_s": limit,
+            "bare_grpc_bytes_per_s": bare_grpc,
             "prompt": {name: dataclasses.asdict(result) for name, result in prompts.items()},
             "block": {name: dataclasses.asdict(result) for name, result in blocks.items()},
             "overlap": {name: dataclasses.asdict(result) for name, result in overlaps.items()},
@@ -143,12 +146,16 @@ def command(*, tokens: int, rounds: int, dtype: str, overlap: bool, output: str 
 
 
 def transfer_table(
-    prompts: Mapping[Transport, Result], blocks: Mapping[Transport, Result], copy_bytes_per_s: float
+    prompts: Mapping[Transport, Result],
+    blocks: Mapping[Transport, Result],
+    copy_bytes_per_s: float,
+    bare_grpc_bytes_per_s: float,
 ) -> TableText:
     """What of each transport is shown."""
     num_bytes = next(iter(prompts.values())).num_bytes
     return TableText(
-        f"{num_bytes / 1e6:.1f} MB between two processes; a plain copy makes {copy_bytes_per_s / 1e9:.1f} GB/s",
+        f"{num_bytes / 1e6:.1f} MB between two processes; a plain copy makes {copy_bytes_per_s / 1e9:.1f} GB/s, "
+        f"bare gRPC {bare_grpc_bytes_per_s / 1e9:.2f}",
         ("transport", "ms", "first, ms", "GB/s", "of a copy", "sender CPU s/GB", "receiver CPU s/GB", "one block, ms"),
         [
             (

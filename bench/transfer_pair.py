@@ -25,6 +25,7 @@ from baton.internal.v1 import transfer_pb2, transfer_pb2_grpc
 from baton.metrics import TransferMetrics
 from baton.requests import AttemptRef
 from bench.checkpoint import Sizes
+from engine.kv.huge_pages import advise_huge_pages
 from engine.kv.layout import KVGroup, KVLayout
 from kvtransfer.pages import PageMemory
 from kvtransfer.push import Push
@@ -109,10 +110,8 @@ def pair(transport: Transport, layout: KVLayout, num_blocks: int, sending: Sendi
     config = TransferConfig(transports=(transport,))
     registry = CollectorRegistry()
     events = Released()
-    # Written once, so that no page of it is faulted in while it is measured.
-    pool = torch.zeros(layout.pool_shape(num_blocks + 1), dtype=layout.dtype).fill_(1)
     receiver = Receiver(
-        PageMemory.from_pool(pool),
+        PageMemory.from_pool(make_pool(layout, num_blocks)),
         layout,
         layout_fingerprint(layout, model="bench"),
         "decode-0",
@@ -123,7 +122,7 @@ def pair(transport: Transport, layout: KVLayout, num_blocks: int, sending: Sendi
     )
 
     def register(server: grpc.aio.Server) -> None:
-        transfer_pb2_grpc.add_KVTransferServicer_to_server(KVTransferService(receiver, config.timeout_s), server)
+        transfer_pb2_grpc.add_KVTransferServicer_to_server(KVTransferService(receiver), server)
 
     host = WorkerHost("127.0.0.1", max_message_bytes=_MAX_MESSAGE_BYTES, registry=registry)
     context = multiprocessing.get_context("spawn")
@@ -144,6 +143,13 @@ def pair(transport: Transport, layout: KVLayout, num_blocks: int, sending: Sendi
             child.join()
         host.stop()
         receiver.close()
+
+
+def make_pool(layout: KVLayout, num_blocks: int) -> torch.Tensor:
+    """Memory as an engine's cache has it, written once so that no page of it is faulted in while it is measured."""
+    pool = torch.empty(layout.pool_shape(num_blocks + 1), dtype=layout.dtype)
+    advise_huge_pages(pool)
+    return pool.fill_(1)
 
 
 def make_sender(pool: torch.Tensor, layout: KVLayout, transport: Transport) -> Sender:

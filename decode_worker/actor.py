@@ -94,9 +94,7 @@ class DecodeActor:
 
         def register(server: grpc.aio.Server) -> None:
             worker_pb2_grpc.add_DecodeWorkerServicer_to_server(service, server)
-            transfer_pb2_grpc.add_KVTransferServicer_to_server(
-                KVTransferService(receiver, config.transfer.timeout_s), server
-            )
+            transfer_pb2_grpc.add_KVTransferServicer_to_server(KVTransferService(receiver), server)
 
         self._core, self._receiver, self._loop = core, receiver, loop
         core.serve(loop, register)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import grpc
 
-from baton.errors import BatonError, TransferError, UnavailableError, from_status
+from baton.errors import BatonError, UnavailableError, from_status
 
 ChannelOptions = Sequence[tuple[str, int]]
 
-# Statuses that gRPC itself gives for a peer that is gone or stuck; from a peer they are never an answer of KVTransfer.
+# Statuses that gRPC itself gives for a peer that is gone or stuck; they are never an answer of the data plane.
 _PEER_FAILURES = frozenset({"UNAVAILABLE", "CANCELLED", "UNKNOWN", "UNIMPLEMENTED"})
 _KEEPALIVE_MS = 10_000
 
@@ -46,6 +46,4 @@ def rpc_failure(peer: str, call: grpc.Call) -> BatonError:
     status, details = call.code().name, call.details() or ""
     if status in _PEER_FAILURES:
         return UnavailableError(f"{peer} cannot be reached: {details}")
-    if status == "DEADLINE_EXCEEDED":
-        return TransferError(f"{peer} did not answer in time")
     return from_status(status, details)

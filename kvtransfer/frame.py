@@ -27,7 +27,7 @@ class Frame(NamedTuple):
         reservation, attempt: whose blocks these are; the receiver refuses what is over.
         seq: index of the frame in its push, from 0.
         first_block, num_blocks: logical ordinals [first_block, first_block + num_blocks) of `group`.
-        checksum: xxh3_64 of the payload.
+        checksum: xxh3_64 of the payload; 0 until a wire has read it.
     """
 
     reservation: int
@@ -38,7 +38,7 @@ class Frame(NamedTuple):
     first_block: int
     num_blocks: int
     payload_bytes: int
-    checksum: int
+    checksum: int = 0
 
     def pack(self) -> bytes:
         return _HEADER.pack(_MAGIC, *self)

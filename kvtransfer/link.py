@@ -79,8 +79,6 @@ class Link:
         # Guards all that follows.
         self._wake = threading.Condition()
         self._pushes: dict[int, Push] = {}
-        # What pushes want to send before they are let in.
-        self._parked: dict[int, list[_Run | _Commit]] = {}
         self._data: collections.deque[_Run | _Commit] = collections.deque()
         # Control messages; they need no room on the wire and overtake data.
         self._calls: collections.deque[Callable[[Control], None]] = collections.deque()
@@ -107,7 +105,6 @@ class Link:
             if reservation in self._pushes:
                 raise DuplicateRequestError(f"reservation {reservation} of {push.ticket.worker} has a push")
             self._pushes[reservation] = push
-            self._parked[reservation] = []
             self._calls.append(functools.partial(self._open, push))
             self._wake.notify()
         return True
@@ -126,7 +123,6 @@ class Link:
         with self._wake:
             if self._pushes.pop(push.ticket.reservation, None) is None:
                 return
-            self._parked.pop(push.ticket.reservation, None)
             self._outcomes.append((push, error))
             if error is not None:
                 self._calls.append(functools.partial(_abort, push, error.message))
@@ -238,7 +234,6 @@ class Link:
             first_block=run.first_block,
             num_blocks=len(block_ids),
             payload_bytes=len(block_ids) * memory.page_bytes,
-            checksum=memory.checksum(run.slot, block_ids),
         )
         wire.send(frame, memory, block_ids)
         push.count(frame)
@@ -265,12 +260,9 @@ class Link:
         control.open(request, functools.partial(self._opened, push))
 
     def _opened(self, push: Push, error: BatonError | None) -> None:
+        # Its pages follow Open without waiting: of a push that is not let in the receiver refuses every frame.
         if error is not None:
             self.end(push, error)
-            return
-        with self._wake:
-            self._data.extend(self._parked.pop(push.ticket.reservation, ()))
-            self._wake.notify()
 
     def _commit(self, job: _Commit, wire: Wire, control: Control) -> None:
         wire.flush()
@@ -308,7 +300,6 @@ class Link:
                 self._outcomes.append((push, error))
                 self._calls.append(functools.partial(_abort, push, error.message))
             self._pushes.clear()
-            self._parked.clear()
             self._data.clear()
             outcomes, calls = list(self._outcomes), list(self._calls)
             self._outcomes.clear()
@@ -322,8 +313,7 @@ class Link:
     def _queue(self, job: _Run | _Commit) -> None:
         with self._wake:
             if self._is_current(job.push):
-                parked = self._parked.get(job.push.ticket.reservation)
-                (self._data if parked is None else parked).append(job)
+                self._data.append(job)
                 self._wake.notify()
 
     def _is_current(self, push: Push) -> bool:

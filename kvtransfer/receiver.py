@@ -1,6 +1,6 @@
 """The receiving end of KV transfers: alone writes arriving bytes into its worker's pool.
 
-The engine loop reserves and releases; the KVTransfer service opens, commits and aborts; data plane threads write.
+The engine loop reserves and releases; data plane threads open, write and commit; the KVTransfer service aborts.
 One lock guards all reservations. It is never held while bytes are copied or a callback runs: whoever does either pins
 the reservation (its writer count), and a release takes effect when the last pin has gone. So a late or dead sender can
 never write into blocks that went to another request: each check-and-pin excludes every fence.
@@ -101,7 +101,7 @@ class Receiver:
 
         Args:
             host: address on which transports that need one take a free port.
-            control_address: host:port of the KVTransfer service that calls `open`, `commit` and `abort`.
+            control_address: host:port of the KVTransfer service, which calls `abort`.
 
         Raises:
             UnavailableError: none of the configured transports can be used here.
@@ -269,8 +269,7 @@ class Receiver:
         """Writes the bytes of a claimed frame; the lock is not held, the claim's pin is."""
         verified = False
         try:
-            self._memory.copy_in(frame.slot, block_ids, payload)
-            verified = self._memory.checksum(frame.slot, block_ids) == frame.checksum
+            verified = self._memory.copy_in(frame.slot, block_ids, payload) == frame.checksum
         finally:
             with self._lock:
                 reservation.settle(frame, verified=verified)

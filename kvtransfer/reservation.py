@@ -78,7 +78,7 @@ class Span:
         start = frame.first_block - self.first_block
         blocks = slice(start, start + frame.num_blocks)
         claimed = self.claimed[frame.slot, blocks]
-        if claimed.any():
+        if np.count_nonzero(claimed):
             raise TransferError(f"frame {frame.seq} sends pages that another frame has sent")
         claimed[:] = True
         return self.block_ids[blocks]

@@ -86,6 +86,8 @@ class SocketServer:
                 continue
             thread = threading.Thread(target=self._serve, args=(connection,), name="kv-data", daemon=True)
             with self._lock:
+                # A stream stays until its thread has ended, so that closing waits for it to its last step.
+                self._streams = {thread: own for thread, own in self._streams.items() if thread.is_alive()}
                 if self._closed.is_set() or len(self._streams) == MAX_STREAMS:
                     connection.close()
                     continue
@@ -101,8 +103,6 @@ class SocketServer:
                 except BatonError as error:
                     connection.send(failure(error))
         finally:
-            with self._lock:
-                del self._streams[threading.current_thread()]
             connection.close()
 
     def _stream(self, connection: socket.socket) -> None:

@@ -67,7 +67,7 @@ class Wire(Protocol):
         """Whether `send` takes a frame of the largest size now."""
 
     def send(self, frame: Frame, memory: PageMemory, block_ids: BlockIds) -> None:
-        """Takes the pages of one frame; they are not read after it returns. Only when `has_room`.
+        """Takes the pages of one frame and their checksum; they are not read after it returns. Only when `has_room`.
 
         The frame may stay until others fill its message, or until `flush`.
         """

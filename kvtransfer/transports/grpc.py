@@ -6,17 +6,18 @@ import queue
 from typing import TYPE_CHECKING, ClassVar
 
 import grpc
+import numpy as np
 
 from baton.errors import UnavailableError
 from baton.internal.v1 import transfer_pb2
 from kvtransfer.channel import rpc_failure, stream_options
-from kvtransfer.control import GrpcControl
 from kvtransfer.data_server import METHOD, DataServer, max_message_bytes
-from kvtransfer.frame import Frame
+from kvtransfer.frame import HEADER_BYTES, Frame
 from kvtransfer.heap import keep_freed_memory
+from kvtransfer.message import new_message
 from kvtransfer.pages import BlockIds, PageMemory
 from kvtransfer.transports.base import Control, Wire, WireEvents, WireSettings
-from kvtransfer.transports.stream import StreamWire
+from kvtransfer.transports.stream import StreamControl, StreamWire
 
 if TYPE_CHECKING:
     from kvtransfer.receiver import Receiver
@@ -37,7 +38,7 @@ class GrpcTransport:
         payloads = InlinePayloads(settings.window_bytes)
         pipe = GrpcPipe(offer.address, payloads.max_message_bytes(settings.max_payload_bytes))
         wire = StreamWire(pipe, offer.address, settings, payloads, events)
-        return wire, GrpcControl(settings.control_address, settings.timeout_s)
+        return wire, StreamControl(wire, settings)
 
 
 class GrpcListener:
@@ -91,7 +92,10 @@ class InlinePayloads:
         return max_message_bytes(max_payload_bytes)
 
     def put(self, frame: Frame, memory: PageMemory, block_ids: BlockIds, position: int) -> bytes:
-        return b"".join([frame.pack(), *memory.views(frame.slot, block_ids)])
+        message, content = new_message(HEADER_BYTES + frame.payload_bytes)
+        checksum = memory.copy_out(frame.slot, block_ids, content[HEADER_BYTES:])
+        content[:HEADER_BYTES] = np.frombuffer(frame._replace(checksum=checksum).pack(), dtype=np.uint8)
+        return message
 
     def settle(self) -> None:
         """There is nothing to tidy up."""

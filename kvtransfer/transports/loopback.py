@@ -78,8 +78,8 @@ class LoopbackWire:
 
     def send(self, frame: Frame, memory: PageMemory, block_ids: BlockIds) -> None:
         payload = np.empty(frame.payload_bytes, dtype=np.uint8)
-        memory.copy_out(frame.slot, block_ids, payload)
-        refusal = self._receiver.write(frame, payload, self._origin, LoopbackTransport.name)
+        sent = frame._replace(checksum=memory.copy_out(frame.slot, block_ids, payload))
+        refusal = self._receiver.write(sent, payload, self._origin, LoopbackTransport.name)
         if refusal is not None:
             self._events.refused(frame.reservation, refusal)
 

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from baton.errors import BatonError, TransferError, UnavailableError, from_status
 from baton.internal.v1 import transfer_pb2
-from kvtransfer.control import GrpcControl
+from kvtransfer.control import Aborts
 from kvtransfer.frame import Frame
 from kvtransfer.pages import BlockIds, PageMemory
 from kvtransfer.reservation import Answer
@@ -56,7 +56,7 @@ class Payloads(Protocol):
         """The shared-memory file that payloads lie in; empty where they follow their headers."""
 
     def max_message_bytes(self, max_payload_bytes: int) -> int:
-        """Largest message, given the largest payload of a frame."""
+        """Largest message of several frames, given the largest payload of one; 0 where each frame goes at once."""
 
     def put(self, frame: Frame, memory: PageMemory, block_ids: BlockIds, position: int) -> bytes:
         """Takes the pages, to `position` of [0, capacity_bytes), and returns what goes into the message."""
@@ -89,7 +89,7 @@ class StreamWire:
         self._calls: dict[int, Answer] = {}
         self._num_calls = 0
         self._closing = False
-        # Frames of the message that is being filled: small ones share one.
+        # Frames of the message that is being filled: small ones may share one.
         self._message: list[bytes] = []
         self._message_bytes = 0
         self._message_payload_bytes = 0
@@ -130,7 +130,7 @@ class StreamWire:
         self._message.append(part)
         self._message_bytes += len(part)
         self._message_payload_bytes += frame.payload_bytes
-        if self._message_payload_bytes >= self.max_payload_bytes:
+        if self._message_bytes >= self._max_message_bytes or self._message_payload_bytes >= self.max_payload_bytes:
             self.flush()
 
     def flush(self) -> None:
@@ -209,7 +209,7 @@ class StreamControl:
     def __init__(self, wire: StreamWire, settings: WireSettings) -> None:
         self._wire = wire
         self._settings = settings
-        self._aborts: GrpcControl | None = None
+        self._aborts: Aborts | None = None
 
     def open(self, request: transfer_pb2.OpenRequest, answer: Answer) -> None:
         self._wire.call(transfer_pb2.StreamCall(open=request), answer)
@@ -219,7 +219,7 @@ class StreamControl:
 
     def abort(self, request: transfer_pb2.AbortRequest) -> None:
         if self._aborts is None:
-            self._aborts = GrpcControl(self._settings.control_address, self._settings.timeout_s)
+            self._aborts = Aborts(self._settings.control_address, self._settings.timeout_s)
         self._aborts.abort(request)
 
     def close(self) -> None:

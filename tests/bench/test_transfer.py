@@ -33,6 +33,7 @@ def test_the_report_has_every_transport(tmp_path: pathlib.Path, monkeypatch: pyt
     assert (prompt["num_bytes"], block["num_bytes"]) == (3 * 12 * 2 * 4 * 64 * 16 * 4, 12 * 2 * 4 * 64 * 16 * 4)
     assert len(prompt["seconds"]) == 2
     assert prompt["sender_cpu_s"] > 0
+    assert report["results"]["bare_grpc_bytes_per_s"] > 0
 
 
 def test_a_prefill_is_pushed_layer_by_layer_and_committed() -> None:
@@ -42,8 +43,8 @@ def test_a_prefill_is_pushed_layer_by_layer_and_committed() -> None:
 
 def test_rates_are_those_of_the_median() -> None:
     result = Result((0.02, 0.01, 0.5), first_s=1.0, num_bytes=10**8, sender_cpu_s=0.06, receiver_cpu_s=0.03)
-    table = transfer_table({"shm": result}, {"shm": result}, 10e9)
-    assert table.title == "100.0 MB between two processes; a plain copy makes 10.0 GB/s"
+    table = transfer_table({"shm": result}, {"shm": result}, 10e9, 1.5e9)
+    assert table.title == "100.0 MB between two processes; a plain copy makes 10.0 GB/s, bare gRPC 1.50"
     assert table.rows == [("shm", "20.0", "1000.0", "5.00", "50%", "0.20", "0.10", "20.00")]
 
 

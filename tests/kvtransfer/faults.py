@@ -6,19 +6,29 @@ import threading
 from collections.abc import Callable
 from typing import ClassVar, TypeAlias
 
-import numpy as np
-
 from baton.errors import UnavailableError
 from baton.internal.v1 import transfer_pb2
 from kvtransfer import transports
 from kvtransfer.frame import Frame
-from kvtransfer.pages import BlockIds, PageMemory
+from kvtransfer.pages import BlockIds, Bytes, PageMemory
 from kvtransfer.transports.base import Control, Transport, Wire, WireEvents, WireSettings
 
 # Does with a frame whatever it likes, given the real wire.
 Fault: TypeAlias = Callable[[Wire, Frame, PageMemory, BlockIds], None]
 # Which fault befalls a frame, if any.
 Plan: TypeAlias = Callable[[Frame], Fault | None]
+
+
+class FlippingMemory(PageMemory):
+    """Flips the last bit of what is read, after its checksum was taken."""
+
+    def __init__(self, memory: PageMemory) -> None:
+        self._memory = memory
+
+    def copy_out(self, slot: int, block_ids: BlockIds, out: Bytes) -> int:
+        checksum = self._memory.copy_out(slot, block_ids, out)
+        out[-1] ^= 1
+        return checksum
 
 
 def drop(wire: Wire, frame: Frame, memory: PageMemory, block_ids: BlockIds) -> None:
@@ -32,12 +42,7 @@ def duplicate(wire: Wire, frame: Frame, memory: PageMemory, block_ids: BlockIds)
 
 def corrupt(wire: Wire, frame: Frame, memory: PageMemory, block_ids: BlockIds) -> None:
     """One bit of the payload flips on the way."""
-    payload = np.empty(frame.payload_bytes, dtype=np.uint8)
-    memory.copy_out(frame.slot, block_ids, payload)
-    payload[-1] ^= 1
-    pages = np.zeros((memory.num_slots, len(block_ids), memory.page_bytes), dtype=np.uint8)
-    pages[frame.slot] = payload.reshape(len(block_ids), -1)
-    wire.send(frame, PageMemory(pages), np.arange(len(block_ids)))
+    wire.send(frame, FlippingMemory(memory), block_ids)
 
 
 def break_stream(wire: Wire, frame: Frame, memory: PageMemory, block_ids: BlockIds) -> None:

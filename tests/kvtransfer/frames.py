@@ -33,10 +33,10 @@ class GatedMemory(PageMemory):
         self.gate.set()
         self.entered = threading.Semaphore(0)
 
-    def copy_in(self, slot: int, block_ids: BlockIds, payload: Bytes) -> None:
+    def copy_in(self, slot: int, block_ids: BlockIds, payload: Bytes) -> int:
         self.entered.release()
         assert self.gate.wait(WAIT_S)
-        super().copy_in(slot, block_ids, payload)
+        return super().copy_in(slot, block_ids, payload)
 
 
 def open_request(ticket: transfer_pb2.Ticket, origin: Origin = SENDER, **changes: Any) -> transfer_pb2.OpenRequest:

@@ -95,11 +95,11 @@ class Recorder:
 class ControlServer:
     """A grpc.aio server with the KVTransfer service, on an event loop in a thread of its own."""
 
-    def __init__(self, receiver: Receiver, timeout_s: float) -> None:
+    def __init__(self, receiver: Receiver) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="control-server")
         self._thread.start()
-        self._run(self._start(receiver, timeout_s))
+        self._run(self._start(receiver))
 
     def close(self) -> None:
         if self._loop.is_closed():
@@ -109,9 +109,9 @@ class ControlServer:
         self._thread.join()
         self._loop.close()
 
-    async def _start(self, receiver: Receiver, timeout_s: float) -> None:
+    async def _start(self, receiver: Receiver) -> None:
         self._server = grpc.aio.server()
-        transfer_pb2_grpc.add_KVTransferServicer_to_server(KVTransferService(receiver, timeout_s), self._server)
+        transfer_pb2_grpc.add_KVTransferServicer_to_server(KVTransferService(receiver), self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         await self._server.start()
 
@@ -149,7 +149,7 @@ class DecodeSide:
             TransferMetrics(self.registry),
             self.events,
         )
-        self._control = ControlServer(self.receiver, config.timeout_s)
+        self._control = ControlServer(self.receiver)
         self.receiver.listen("127.0.0.1", self._control.address)
 
     def reserve(

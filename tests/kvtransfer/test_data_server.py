@@ -11,8 +11,8 @@ import pytest
 from baton.internal.v1 import transfer_pb2
 from kvtransfer.data_server import METHOD
 from kvtransfer.ring import create_ring, unlink_ring
-from kvtransfer.session import OFFSET
-from tests.kvtransfer.frames import A, B, frame_of, opened, payload_of
+from kvtransfer.session import CALL_MAGIC, OFFSET
+from tests.kvtransfer.frames import A, B, frame_of, open_request, opened, payload_of
 from tests.kvtransfer.sides import WAIT_S, DecodeSide, ref, small
 
 HELLO = {"worker": "decode-0", "epoch": 1, "sender": "prefill-0", "sender_epoch": 2}
@@ -61,6 +61,36 @@ def test_frames_are_acknowledged_in_number(decode: DecodeSide, stream: Stream) -
     two = frame_of(ticket, 1, 0, 1, 0, payload).pack() + payload.tobytes()
     assert stream.send(one + two).num_frames == 2
     assert decode.pages[1, [5, 6]].tobytes() == payload.tobytes()
+
+
+def test_open_frames_and_commit_go_one_way(decode: DecodeSide, stream: Stream) -> None:
+    def call(call: transfer_pb2.StreamCall) -> str:
+        call.id = 7
+        (answer,) = stream.send(CALL_MAGIC + call.SerializeToString()).answers
+        assert answer.id == 7
+        return answer.status
+
+    stream.hello()
+    ticket = decode.reserve(A, (1, 0, [5]))
+    commit = transfer_pb2.StreamCall(
+        commit=transfer_pb2.CommitRequest(
+            ref=ticket.ref,
+            reservation=ticket.reservation,
+            num_frames=2,
+            first_tokens=[
+                transfer_pb2.FirstToken(choice=0, token_id=5),
+                transfer_pb2.FirstToken(choice=1, finished=True),
+            ],
+        )
+    )
+    assert call(commit) == "FAILED_PRECONDITION"
+    assert call(transfer_pb2.StreamCall(open=open_request(ticket))) == ""
+    payload = payload_of(1)
+    for slot in range(2):
+        stream.send(frame_of(ticket, slot, 1, slot, 0, payload).pack() + payload.tobytes())
+    assert call(commit) == ""
+    assert decode.events.of(A) == ["committed"]
+    assert [(t.choice, t.token_id, t.finished) for t in decode.events.first_tokens[A]] == [(0, 5, False), (1, 0, True)]
 
 
 def test_a_refused_frame_is_told_and_the_stream_goes_on(decode: DecodeSide, stream: Stream) -> None:

@@ -28,6 +28,7 @@ from engine.kv.layout import KVGroup, KVLayout
 from kvtransfer import session
 from kvtransfer.link import Link
 from kvtransfer.ring import SHM_DIR
+from kvtransfer.transports.loopback import LoopbackControl
 from tests.kvtransfer import faults
 from tests.kvtransfer.faults import FaultyTransports
 from tests.kvtransfer.sides import HYBRID, WAIT_S, DecodeSide, PrefillSide, Sending, ref, sample, small
@@ -219,6 +220,19 @@ def test_a_receiver_that_stops_acknowledging_breaks_the_link(
     go_on.set()
     assert isinstance(error, TransferError)
     assert "acknowledged nothing for 0.5 s" in error.message
+
+
+def test_pages_do_not_wait_for_the_answer_to_open(
+    make_decode: MakeDecode, make_prefill: MakePrefill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_it = LoopbackControl.open
+    monkeypatch.setattr(LoopbackControl, "open", lambda control, request, _: open_it(control, request, lambda _: None))
+    config = small("loopback")
+    decode, prefill = make_decode(config), make_prefill(config)
+    sending = push_blocks(prefill, decode, A, [5, 6], [1, 2])
+    sending.commit()
+    assert sending.outcome() is None
+    np.testing.assert_array_equal(decode.pages[:, [5, 6]], prefill.pages[:, [1, 2]])
 
 
 def test_an_aborted_push_is_no_failure_in_the_metrics(

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n baton/internal/v1/transfer.proto\x12\x11\x62\x61ton.internal.v1\"1\n\nAttemptRef\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"\xb2\x01\n\x11LayoutFingerprint\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\r\n\x05\x63odec\x18\x04 \x01(\t\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x12\n\nnum_layers\x18\x06 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x07 \x01(\r\x12\x10\n\x08head_dim\x18\x08 \x01(\r\x12\x0e\n\x06groups\x18\t \x03(\t\"D\n\x0eTransportOffer\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06\x64omain\x18\x03 \x01(\t\"D\n\nBlockRange\x12\r\n\x05group\x18\x01 \x01(\r\x12\x13\n\x0b\x66irst_block\x18\x02 \x01(\r\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\"\xd6\x02\n\x06Ticket\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.baton.internal.v1.AttemptRef\x12\x13\n\x0breservation\x18\x02 \x01(\x04\x12\x0e\n\x06worker\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x17\n\x0f\x63ontrol_address\x18\x05 \x01(\t\x12\x12\n\nnum_tokens\x18\x06 \x01(\r\x12\x15\n\rcached_tokens\x18\x07 \x01(\r\x12-\n\x06ranges\x18\x08 \x03(\x0b\x32\x1d.baton.internal.v1.BlockRange\x12\x34\n\x06layout\x18\t \x01(\x0b\x32$.baton.internal.v1.LayoutFingerprint\x12\x31\n\x06offers\x18\n \x03(\x0b\x32!.baton.internal.v1.TransportOffer\x12\x10\n\x08lease_ms\x18\x0b \x01(\r\"\xbd\x01\n\x0bOpenRequest\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.baton.internal.v1.AttemptRef\x12\x13\n\x0breservation\x18\x02 \x01(\x04\x12\x34\n\x06layout\x18\x03 \x01(\x0b\x32$.baton.internal.v1.LayoutFingerprint\x12\x0e\n\x06sender\x18\x04 \x01(\t\x12\x14\n\x0csender_epoch\x18\x05 \x01(\x04\x12\x11\n\ttransport\x18\x06 \x01(\t\"\x0e\n\x0cOpenResponse\"@\n\nFirstToken\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12\x10\n\x08\x66inished\x18\x03 \x01(\x08\"\x99\x01\n\rCommitRequest\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.baton.internal.v1.AttemptRef\x12\x13\n\x0breservation\x18\x02 \x01(\x04\x12\x12\n\nnum_frames\x18\x03 \x01(\r\x12\x33\n\x0c\x66irst_tokens\x18\x04 \x03(\x0b\x32\x1d.baton.internal.v1.FirstToken\"\x10\n\x0e\x43ommitResponse\"_\n\x0c\x41\x62ortRequest\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.baton.internal.v1.AttemptRef\x12\x13\n\x0breservation\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x0f\n\rAbortResponse\"y\n\x0bStreamHello\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x14\n\x0csender_epoch\x18\x04 \x01(\x04\x12\x11\n\tring_name\x18\x05 \x01(\t\x12\x12\n\nring_bytes\x18\x06 \x01(\x04\"D\n\x0c\x46rameRefusal\x12\x13\n\x0breservation\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x84\x01\n\nStreamCall\x12\n\n\x02id\x18\x01 \x01(\x04\x12.\n\x04open\x18\x02 \x01(\x0b\x32\x1e.baton.internal.v1.OpenRequestH\x00\x12\x32\n\x06\x63ommit\x18\x03 \x01(\x0b\x32 .baton.internal.v1.CommitRequestH\x00\x42\x06\n\x04\x63\x61ll\"9\n\nCallAnswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xd4\x01\n\x0bStreamReply\x12\x12\n\nnum_frames\x18\x01 \x01(\x04\x12\x31\n\x08refusals\x18\x02 \x03(\x0b\x32\x1f.baton.internal.v1.FrameRefusal\x12\x19\n\x11max_payload_bytes\x18\x03 \x01(\r\x12\x12\n\nring_error\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12.\n\x07\x61nswers\x18\x07 \x03(\x0b\x32\x1d.baton.internal.v1.CallAnswer2\xf0\x01\n\nKVTransfer\x12G\n\x04Open\x12\x1e.baton.internal.v1.OpenRequest\x1a\x1f.baton.internal.v1.OpenResponse\x12M\n\x06\x43ommit\x12 .baton.internal.v1.CommitRequest\x1a!.baton.internal.v1.CommitResponse\x12J\n\x05\x41\x62ort\x12\x1f.baton.internal.v1.AbortRequest\x1a .baton.internal.v1.AbortResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n baton/internal/v1/transfer.proto\x12\x11\x62\x61ton.internal.v1\"1\n\nAttemptRef\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"\xb2\x01\n\x11LayoutFingerprint\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\r\n\x05\x63odec\x18\x04 \x01(\t\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x12\n\nnum_layers\x18\x06 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x07 \x01(\r\x12\x10\n\x08head_dim\x18\x08 \x01(\r\x12\x0e\n\x06groups\x18\t \x03(\t\"D\n\x0eTransportOffer\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06\x64omain\x18\x03 \x01(\t\"D\n\nBlockRange\x12\r\n\x05group\x18\x01 \x01(\r\x12\x13\n\x0b\x66irst_block\x18\x02 \x01(\r\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\"\xd6\x02\n\x06Ticket\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.baton.internal.v1.AttemptRef\x12\x13\n\x0breservation\x18\x02 \x01(\x04\x12\x0e\n\x06worker\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x17\n\x0f\x63ontrol_address\x18\x05 \x01(\t\x12\x12\n\nnum_tokens\x18\x06 \x01(\r\x12\x15\n\rcached_tokens\x18\x07 \x01(\r\x12-\n\x06ranges\x18\x08 \x03(\x0b\x32\x1d.baton.internal.v1.BlockRange\x12\x34\n\x06layout\x18\t \x01(\x0b\x32$.baton.internal.v1.LayoutFingerprint\x12\x31\n\x06offers\x18\n \x03(\x0b\x32!.baton.internal.v1.TransportOffer\x12\x10\n\x08lease_ms\x18\x0b \x01(\r\"\xbd\x01\n\x0bOpenRequest\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.baton.internal.v1.AttemptRef\x12\x13\n\x0breservation\x18\x02 \x01(\x04\x12\x34\n\x06layout\x18\x03 \x01(\x0b\x32$.baton.internal.v1.LayoutFingerprint\x12\x0e\n\x06sender\x18\x04 \x01(\t\x12\x14\n\x0csender_epoch\x18\x05 \x01(\x04\x12\x11\n\ttransport\x18\x06 \x01(\t\"@\n\nFirstToken\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12\x10\n\x08\x66inished\x18\x03 \x01(\x08\"\x99\x01\n\rCommitRequest\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.baton.internal.v1.AttemptRef\x12\x13\n\x0breservation\x18\x02 \x01(\x04\x12\x12\n\nnum_frames\x18\x03 \x01(\r\x12\x33\n\x0c\x66irst_tokens\x18\x04 \x03(\x0b\x32\x1d.baton.internal.v1.FirstToken\"_\n\x0c\x41\x62ortRequest\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.baton.internal.v1.AttemptRef\x12\x13\n\x0breservation\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x0f\n\rAbortResponse\"y\n\x0bStreamHello\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x14\n\x0csender_epoch\x18\x04 \x01(\x04\x12\x11\n\tring_name\x18\x05 \x01(\t\x12\x12\n\nring_bytes\x18\x06 \x01(\x04\"D\n\x0c\x46rameRefusal\x12\x13\n\x0breservation\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x84\x01\n\nStreamCall\x12\n\n\x02id\x18\x01 \x01(\x04\x12.\n\x04open\x18\x02 \x01(\x0b\x32\x1e.baton.internal.v1.OpenRequestH\x00\x12\x32\n\x06\x63ommit\x18\x03 \x01(\x0b\x32 .baton.internal.v1.CommitRequestH\x00\x42\x06\n\x04\x63\x61ll\"9\n\nCallAnswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xd4\x01\n\x0bStreamReply\x12\x12\n\nnum_frames\x18\x01 \x01(\x04\x12\x31\n\x08refusals\x18\x02 \x03(\x0b\x32\x1f.baton.internal.v1.FrameRefusal\x12\x19\n\x11max_payload_bytes\x18\x03 \x01(\r\x12\x12\n\nring_error\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12.\n\x07\x61nswers\x18\x07 \x03(\x0b\x32\x1d.baton.internal.v1.CallAnswer2X\n\nKVTransfer\x12J\n\x05\x41\x62ort\x12\x1f.baton.internal.v1.AbortRequest\x1a .baton.internal.v1.AbortResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,28 +43,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TICKET']._serialized_end=770
   _globals['_OPENREQUEST']._serialized_start=773
   _globals['_OPENREQUEST']._serialized_end=962
-  _globals['_OPENRESPONSE']._serialized_start=964
-  _globals['_OPENRESPONSE']._serialized_end=978
-  _globals['_FIRSTTOKEN']._serialized_start=980
-  _globals['_FIRSTTOKEN']._serialized_end=1044
-  _globals['_COMMITREQUEST']._serialized_start=1047
-  _globals['_COMMITREQUEST']._serialized_end=1200
-  _globals['_COMMITRESPONSE']._serialized_start=1202
-  _globals['_COMMITRESPONSE']._serialized_end=1218
-  _globals['_ABORTREQUEST']._serialized_start=1220
-  _globals['_ABORTREQUEST']._serialized_end=1315
-  _globals['_ABORTRESPONSE']._serialized_start=1317
-  _globals['_ABORTRESPONSE']._serialized_end=1332
-  _globals['_STREAMHELLO']._serialized_start=1334
-  _globals['_STREAMHELLO']._serialized_end=1455
-  _globals['_FRAMEREFUSAL']._serialized_start=1457
-  _globals['_FRAMEREFUSAL']._serialized_end=1525
-  _globals['_STREAMCALL']._serialized_start=1528
-  _globals['_STREAMCALL']._serialized_end=1660
-  _globals['_CALLANSWER']._serialized_start=1662
-  _globals['_CALLANSWER']._serialized_end=1719
-  _globals['_STREAMREPLY']._serialized_start=1722
-  _globals['_STREAMREPLY']._serialized_end=1934
-  _globals['_KVTRANSFER']._serialized_start=1937
-  _globals['_KVTRANSFER']._serialized_end=2177
+  _globals['_FIRSTTOKEN']._serialized_start=964
+  _globals['_FIRSTTOKEN']._serialized_end=1028
+  _globals['_COMMITREQUEST']._serialized_start=1031
+  _globals['_COMMITREQUEST']._serialized_end=1184
+  _globals['_ABORTREQUEST']._serialized_start=1186
+  _globals['_ABORTREQUEST']._serialized_end=1281
+  _globals['_ABORTRESPONSE']._serialized_start=1283
+  _globals['_ABORTRESPONSE']._serialized_end=1298
+  _globals['_STREAMHELLO']._serialized_start=1300
+  _globals['_STREAMHELLO']._serialized_end=1421
+  _globals['_FRAMEREFUSAL']._serialized_start=1423
+  _globals['_FRAMEREFUSAL']._serialized_end=1491
+  _globals['_STREAMCALL']._serialized_start=1494
+  _globals['_STREAMCALL']._serialized_end=1626
+  _globals['_CALLANSWER']._serialized_start=1628
+  _globals['_CALLANSWER']._serialized_end=1685
+  _globals['_STREAMREPLY']._serialized_start=1688
+  _globals['_STREAMREPLY']._serialized_end=1900
+  _globals['_KVTRANSFER']._serialized_start=1902
+  _globals['_KVTRANSFER']._serialized_end=1990
 # @@protoc_insertion_point(module_scope)

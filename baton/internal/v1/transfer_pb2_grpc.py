@@ -34,16 +34,6 @@ class KVTransferStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.Open = channel.unary_unary(
-                '/baton.internal.v1.KVTransfer/Open',
-                request_serializer=baton_dot_internal_dot_v1_dot_transfer__pb2.OpenRequest.SerializeToString,
-                response_deserializer=baton_dot_internal_dot_v1_dot_transfer__pb2.OpenResponse.FromString,
-                _registered_method=True)
-        self.Commit = channel.unary_unary(
-                '/baton.internal.v1.KVTransfer/Commit',
-                request_serializer=baton_dot_internal_dot_v1_dot_transfer__pb2.CommitRequest.SerializeToString,
-                response_deserializer=baton_dot_internal_dot_v1_dot_transfer__pb2.CommitResponse.FromString,
-                _registered_method=True)
         self.Abort = channel.unary_unary(
                 '/baton.internal.v1.KVTransfer/Abort',
                 request_serializer=baton_dot_internal_dot_v1_dot_transfer__pb2.AbortRequest.SerializeToString,
@@ -54,21 +44,8 @@ class KVTransferStub(object):
 class KVTransferServicer(object):
     """Missing associated documentation comment in .proto file."""
 
-    def Open(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Commit(self, request, context):
-        """Answers when every frame has arrived and is verified.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def Abort(self, request, context):
-        """Idempotent.
+        """Idempotent. Not in line with the frames, since it must arrive where their stream has failed too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -77,16 +54,6 @@ class KVTransferServicer(object):
 
 def add_KVTransferServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Open': grpc.unary_unary_rpc_method_handler(
-                    servicer.Open,
-                    request_deserializer=baton_dot_internal_dot_v1_dot_transfer__pb2.OpenRequest.FromString,
-                    response_serializer=baton_dot_internal_dot_v1_dot_transfer__pb2.OpenResponse.SerializeToString,
-            ),
-            'Commit': grpc.unary_unary_rpc_method_handler(
-                    servicer.Commit,
-                    request_deserializer=baton_dot_internal_dot_v1_dot_transfer__pb2.CommitRequest.FromString,
-                    response_serializer=baton_dot_internal_dot_v1_dot_transfer__pb2.CommitResponse.SerializeToString,
-            ),
             'Abort': grpc.unary_unary_rpc_method_handler(
                     servicer.Abort,
                     request_deserializer=baton_dot_internal_dot_v1_dot_transfer__pb2.AbortRequest.FromString,
@@ -102,60 +69,6 @@ def add_KVTransferServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class KVTransfer(object):
     """Missing associated documentation comment in .proto file."""
-
-    @staticmethod
-    def Open(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/baton.internal.v1.KVTransfer/Open',
-            baton_dot_internal_dot_v1_dot_transfer__pb2.OpenRequest.SerializeToString,
-            baton_dot_internal_dot_v1_dot_transfer__pb2.OpenResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Commit(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/baton.internal.v1.KVTransfer/Commit',
-            baton_dot_internal_dot_v1_dot_transfer__pb2.CommitRequest.SerializeToString,
-            baton_dot_internal_dot_v1_dot_transfer__pb2.CommitResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
 
     @staticmethod
     def Abort(request,
