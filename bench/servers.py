@@ -218,7 +218,8 @@ class Server:
                 raise self._error(f"ended with exit status {exit_code} before it was ready")
             if self.elapsed_s > self._ready_timeout_s:
                 raise self._error(f"was not ready in {self._ready_timeout_s:g} s")
-            time.sleep(_POLL_S)
+            # It may answer at any moment; that it has ended is known at once.
+            await_end(self.process.pid, _POLL_S)
         return self.elapsed_s
 
     @property
@@ -254,11 +255,12 @@ class Server:
         return total
 
     def rss_bytes(self) -> int:
-        """Resident memory of all processes; pages that several share count for each."""
+        """Resident memory of all processes; on Linux pages that several share, as forked ones do, count once."""
         total = 0
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
-                total += process.memory_info().rss
+                usage = process.memory_full_info()
+                total += getattr(usage, "pss", usage.rss)
         return total
 
     def stop(self) -> None:

@@ -7,10 +7,25 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from deploy import tether
 
 STDERR = 2
+
+
+class Process(Protocol):
+    """A child process, as asyncio's own are."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    async def wait(self) -> int: ...
+
+    def kill(self) -> None: ...
 
 
 async def spawn_module(
@@ -39,7 +54,7 @@ async def spawn_module(
     )
 
 
-async def kill(process: asyncio.subprocess.Process) -> None:
+async def kill(process: Process) -> None:
     """Ends a process at once, if it has not ended, and reaps it."""
     if process.returncode is None:
         process.kill()

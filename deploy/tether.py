@@ -14,12 +14,17 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
-def main() -> None:
-    parent_pid, *command = sys.argv[1:]
+def tie(parent_pid: int) -> bool:
+    """Ties this process to its parent; False where that is gone already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # The parent may have died before the tie was made.
-    if os.getppid() == int(parent_pid):
+    return os.getppid() == parent_pid
+
+
+def main() -> None:
+    parent_pid, *command = sys.argv[1:]
+    if tie(int(parent_pid)):
         os.execv(command[0], command)
 
 

@@ -1,4 +1,4 @@
-"""The process of one worker in the process runtime: `python -m deploy.worker_process FD`.
+"""The process of one worker in the process runtime: forked by `deploy.fork_server`, or begun anew with FD as argument.
 
 FD is a socket to the parent, with one JSON object in each line. In: {"actor", "config"}, then {"drain_s"} to stop. Out:
 the report of the start. When the socket closes the parent is gone, and so is this process.
@@ -14,17 +14,20 @@ import signal
 import socket
 import sys
 import threading
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from deploy.hosting import HostedWorker
 
 
-def main() -> int:
+def run(parent: socket.socket) -> int:
+    """Runs a worker as the parent orders, and returns the exit status."""
     # Ctrl-C is the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = socket.socket(fileno=int(sys.argv[1]))
     lines = parent.makefile("r", encoding="utf-8")
-    order = json.loads(lines.readline())
+    first = lines.readline()
+    if not first:
+        return 1
+    order = json.loads(first)
     stops: queue.SimpleQueue[float] = queue.SimpleQueue()
     threading.Thread(target=_follow_parent, args=(lines, stops), name="parent", daemon=True).start()
     worker = HostedWorker(order["actor"], json.dumps(order["config"]))
@@ -36,6 +39,13 @@ def main() -> int:
     return 0
 
 
+def end(exit_code: int) -> NoReturn:
+    """Ends the process at once: a worker stops all that it starts, and taking Torch apart would cost seconds."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(exit_code)
+
+
 def _follow_parent(lines: TextIO, stops: queue.SimpleQueue[float]) -> None:
     for line in lines:
         stops.put(json.loads(line)["drain_s"])
@@ -43,8 +53,4 @@ def _follow_parent(lines: TextIO, stops: queue.SimpleQueue[float]) -> None:
 
 
 if __name__ == "__main__":
-    exit_code = main()
-    logging.shutdown()
-    sys.stdout.flush()
-    # The worker has stopped all that it started; taking Torch's modules apart would cost seconds.
-    os._exit(exit_code)
+    end(run(socket.socket(fileno=int(sys.argv[1]))))

@@ -12,20 +12,18 @@ from collections.abc import Mapping
 from baton.config import Role, ServeConfig, WorkerConfig, worker_host
 from baton.internal.v1 import worker_pb2
 from deploy import child
-from deploy.environment import worker_environment
 from deploy.errors import StartError
 from deploy.hosting import read_report
 from deploy.runtimes.base import STOP_GRACE_S
 from deploy.runtimes.gpus import GpuDealer
+from deploy.runtimes.launchers import make_launcher
 from deploy.supervisor import Supervisor
 
 
 class ProcessWorker:
     """A worker process and the socket to it."""
 
-    def __init__(
-        self, info: worker_pb2.WorkerInfo, process: asyncio.subprocess.Process, orders: asyncio.StreamWriter
-    ) -> None:
+    def __init__(self, info: worker_pb2.WorkerInfo, process: child.Process, orders: asyncio.StreamWriter) -> None:
         self._info = info
         self._process = process
         self._orders = orders
@@ -59,19 +57,19 @@ class ProcessRuntime:
 
     def __init__(self, actors: Mapping[Role, str]) -> None:
         self._actors = actors
+        self._launcher = make_launcher(actors.values())
         self._gpus = GpuDealer(os.environ)
         self._workers: list[ProcessWorker] = []
+
+    async def open(self) -> None:
+        """Begins what does not depend on a worker's configuration."""
+        await self._launcher.start()
 
     async def start(self, config: WorkerConfig) -> ProcessWorker:
         ours, theirs = socket.socketpair()
         with theirs, contextlib.ExitStack() as undo:
             undo.enter_context(ours)
-            process = await child.spawn_module(
-                "deploy.worker_process",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                environment=worker_environment() | self._gpus.environment(config),
-            )
+            process = await self._launcher.launch(theirs, self._gpus.environment(config))
             reports, orders = await asyncio.open_connection(sock=ours)
             # From here on the transport closes it.
             undo.pop_all()
@@ -100,6 +98,7 @@ class ProcessRuntime:
     async def close(self) -> None:
         """Ends at once every worker that has started; no start may be under way."""
         await asyncio.gather(*(worker.kill() for worker in self._workers))
+        await self._launcher.close()
 
 
 async def _close(orders: asyncio.StreamWriter) -> None:
@@ -118,7 +117,7 @@ class ProcessHost:
         self._supervisor: Supervisor | None = None
 
     async def open(self) -> None:
-        """Needs no preparation."""
+        await self._runtime.open()
 
     def supervisor(self) -> Supervisor:
         self._supervisor = Supervisor(self._config, self._runtime, host=worker_host(self._config.cluster))

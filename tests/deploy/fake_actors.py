@@ -18,13 +18,18 @@ ACTORS: Mapping[Role, str] = {
 
 
 class FakeActor:
-    """Leaves a file for each call in its model's folder: NAME.started, NAME.drained (the timeout), NAME.stopped."""
+    """Leaves a file for each call in its model's folder: NAME.started, NAME.drained (the timeout), NAME.stopped.
+
+    NAME.flavour is what the environment has under FLAVOUR.
+    """
 
     def __init__(self, config_json: str) -> None:
         self._config = WorkerConfig.model_validate_json(config_json)
 
     def start(self) -> bytes:
         config = self._config
+        if flavour := os.environ.get("FLAVOUR"):
+            self._write("flavour", flavour)
         self._write("started", str(os.getpid()))
         match config.model.served_name:
             case "refuses":

@@ -50,9 +50,12 @@ async def runtime_name(request: pytest.FixtureRequest, tmp_path_factory: pytest.
         assert set(psutil.Process().children(recursive=True)) <= before
 
 
-@pytest.fixture
-def runtime(runtime_name: str) -> WorkerRuntime:
-    return RUNTIMES[runtime_name]()
+@pytest_asyncio.fixture(loop_scope="module")
+async def runtime(runtime_name: str) -> AsyncIterator[WorkerRuntime]:
+    runtime = RUNTIMES[runtime_name]()
+    yield runtime
+    if isinstance(runtime, ProcessRuntime):
+        await runtime.close()
 
 
 @pytest.fixture

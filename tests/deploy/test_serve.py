@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import grpc
 import psutil
@@ -37,14 +36,12 @@ def start(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
     def start(
         behaviour: str = "fine",
         *flags: str,
-        runtime: Literal["process", "ray"] = "process",
         decode_workers: int = 1,
         stderr: int | None = None,
     ) -> ClusterUnderTest:
         cluster = ClusterUnderTest(
             tmp_path,
             *("--served-model-name", behaviour, *flags),
-            runtime=runtime,
             decode_workers=decode_workers,
             command=COMMAND,
             stderr=stderr,
@@ -135,9 +132,9 @@ def test_an_interrupt_before_anything_has_started_is_quiet(tmp_path: pathlib.Pat
         assert process.returncode == 130
 
 
-@pytest.mark.parametrize("runtime", ["process", "ray"])
-def test_killing_it_leaves_nothing(start: Start, runtime: Literal["process", "ray"]) -> None:
-    cluster = start(runtime=runtime)
+def test_killing_it_leaves_nothing(start: Start) -> None:
+    """That of Ray's is in tests/cluster/test_lifecycle.py."""
+    cluster = start()
     cluster.wait_ready()
     assert len(cluster.processes()) >= 4
     cluster.process.kill()

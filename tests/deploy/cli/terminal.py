@@ -44,7 +44,11 @@ class Terminal:
         self._process.send_signal(signal.SIGINT)
 
     def interrupt_until(self, expected: str) -> str:
-        """Interrupts until the program shows `expected`: an interrupt that comes while it handles a key is lost."""
+        """Interrupts until the program shows `expected`.
+
+        One that comes while Python's readline handles a key is not heard before the next key: readline asks for signals
+        only where one has ended its wait for input.
+        """
         for _ in range(int(TIMEOUT_S)):
             self.interrupt()
             if select.select([self._ours], [], [], 1.0)[0]:

@@ -104,8 +104,7 @@ def test_a_conversation_in_a_terminal(server: FakeOpenAI) -> None:
         # Ctrl-C gives up what was typed, Ctrl-D leaves.
         terminal.write("unfinished")
         terminal.read_until("unfinished")
-        terminal.interrupt()
-        terminal.read_until("> ")
+        terminal.interrupt_until("> ")
         terminal.write("\x04")
         assert terminal.wait() == 0
     assert len(server.requests) == 4

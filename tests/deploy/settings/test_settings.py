@@ -126,7 +126,7 @@ class TestEnvironment:
         ("transports: []", "transfer.transports: must name at least one"),
         ("served_model_name: ' x'", ":1: served_model_name  x: must have no blanks at its ends"),
         ("{grpc_port: 5, http_port: 5}", "router.http_port: 5 is grpc_port as well .*grpc_port 5, .*http_port 5"),
-        ("transfer: {ring_bytes: 5}", "transfer.ring_bytes: 5 is less than frame_bytes, 2097152 .*ring_bytes 5"),
+        ("transfer: {ring_bytes: 5}", "transfer.ring_bytes: 5 is less than frame_bytes, 4194304 .*ring_bytes 5"),
         ("cluster: [1]", ":1: cluster: must be a section"),
         ("{cluster: {decode_workers: 1},\ndecode_workers: 2}", "decode_workers and cluster.decode_workers .*:1.*same"),
         ("http_port: 1\nhttp_port: 2", ":2: http_port: is in .*:1 already"),
