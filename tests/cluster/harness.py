@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import signal
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Literal
 
 import psutil
 
+from baton.client import Client
 from deploy.local_cluster import SERVE, LocalCluster
 
 SHARED_MEMORY = pathlib.Path("/dev/shm")
@@ -85,10 +87,16 @@ def running_cluster(
     runtime: Literal["process", "ray"] = "process",
     prefill_workers: int = 1,
     decode_workers: int = 1,
+    stderr: int | None = None,
 ) -> Iterator[ClusterUnderTest]:
     """A cluster with every worker up; at the end SIGTERM must make it exit with 0 and leave nothing."""
     cluster = ClusterUnderTest(
-        model, *arguments, runtime=runtime, prefill_workers=prefill_workers, decode_workers=decode_workers
+        model,
+        *arguments,
+        runtime=runtime,
+        prefill_workers=prefill_workers,
+        decode_workers=decode_workers,
+        stderr=stderr,
     )
     cluster.start()
     try:
@@ -98,6 +106,19 @@ def running_cluster(
         assert cluster.stop() == 0
     finally:
         cluster.kill()
+
+
+def assert_sigterm_lets_a_stream_end(cluster: ClusterUnderTest, client: Client) -> None:
+    """Sends SIGTERM in the middle of an answer, which must come whole, from two workers."""
+    stream = client.stream(list(range(3, 67)), max_tokens=200, temperature=0, ignore_eos=True)
+    next(stream)
+    cluster.process.send_signal(signal.SIGTERM)
+    *_, last = stream
+    assert last.usage is not None
+    assert last.usage.completion_tokens == 200
+    assert last.timings is not None
+    assert last.timings.prefill_worker.startswith("prefill-")
+    assert last.timings.decode_worker == "decode-0"
 
 
 def _maker(segment: str) -> int:

@@ -1,4 +1,7 @@
-"""How a real cluster comes and goes, in both runtimes: real command, router and workers on a tiny checkpoint."""
+"""How a real cluster comes and goes, in both runtimes: real command, router and workers on a tiny checkpoint.
+
+How one of Ray serves and drains is in test_ray.py, whose cluster it is.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,10 @@ import psutil
 import pytest
 
 from baton.client import Client
+from baton.config import CacheConfig, ModelConfig, WorkerConfig
 from deploy.errors import ClusterError
-from tests.cluster.harness import ClusterUnderTest, running_cluster
+from prefill_worker.actor import PrefillActor
+from tests.cluster.harness import ClusterUnderTest, assert_sigterm_lets_a_stream_end, running_cluster
 from tests.engine.checkpoints import make_checkpoint
 
 pytestmark = pytest.mark.clusters
@@ -32,23 +37,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_cluster_serves_and_sigterm_lets_requests_end_and_leaves_nothing(
-    checkpoint: pathlib.Path, runtime: Runtime
-) -> None:
-    with running_cluster(checkpoint, runtime=runtime) as cluster, Client(cluster.target) as client:
+def test_a_cluster_serves_and_sigterm_lets_requests_end_and_leaves_nothing(checkpoint: pathlib.Path) -> None:
+    with running_cluster(checkpoint) as cluster, Client(cluster.target) as client:
         pids = {worker["name"]: worker["pid"] for worker in cluster.description["workers"]}
         assert pids == {worker.name: worker.pid for worker in client.status().workers}
         assert set(pids) == {"prefill-0", "decode-0"}
-
-        stream = client.stream(list(range(3, 67)), max_tokens=200, temperature=0, ignore_eos=True)
-        next(stream)
-        cluster.process.send_signal(signal.SIGTERM)
-        *_, last = stream
-        assert last.usage is not None
-        assert last.usage.completion_tokens == 200
-        assert last.timings is not None
-        assert (last.timings.prefill_worker, last.timings.decode_worker) == ("prefill-0", "decode-0")
+        # It has imported all that workers need: with one more thread it could not fork them.
+        assert fork_server(cluster, set(pids.values())).num_threads() == 1
+        assert_sigterm_lets_a_stream_end(cluster, client)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -96,13 +92,11 @@ def test_a_model_that_is_not_decoder_only_is_refused(
     assert re.match(r"error: (prefill|decode)-0: .*bert", error.splitlines()[-1], re.IGNORECASE)
 
 
-def test_too_little_memory_for_one_sequence_is_refused(
-    checkpoint: pathlib.Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert_refused(ClusterUnderTest(checkpoint, "--kv-cache-bytes", "1000"))
-    error = capfd.readouterr().err
-    assert "Traceback" not in error
-    assert re.match(r"error: (prefill|decode)-0: kv_cache_bytes: 1000 is less", error.splitlines()[-1])
+def test_too_little_memory_for_one_sequence_is_refused(checkpoint: pathlib.Path) -> None:
+    model, cache = ModelConfig(path=str(checkpoint)), CacheConfig(kv_cache_bytes=1000)
+    config = WorkerConfig(role="prefill", name="prefill-0", epoch=1, model=model, cache=cache)
+    with pytest.raises(ValueError, match=r"^kv_cache_bytes: 1000 is less"):
+        PrefillActor(config.model_dump_json()).start()
 
 
 def test_a_port_in_use_is_refused(checkpoint: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -119,6 +113,12 @@ def test_a_missing_model_is_refused(tmp_path: pathlib.Path, capfd: pytest.Captur
 def test_a_ray_that_does_not_answer_is_refused(checkpoint: pathlib.Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert_refused(ClusterUnderTest(checkpoint, "--ray-address", "127.0.0.1:1", runtime="ray"))
     assert "error: --ray-address 127.0.0.1:1: Ray is not reachable" in capfd.readouterr().err
+
+
+def fork_server(cluster: ClusterUnderTest, workers: set[int]) -> psutil.Process:
+    """What the workers were forked from, and look like."""
+    (server,) = (p for p in cluster.processes() if "deploy.fork_server" in p.cmdline() and p.pid not in workers)
+    return server
 
 
 def assert_refused(cluster: ClusterUnderTest) -> None:

@@ -7,8 +7,9 @@ import datetime
 import pathlib
 import re
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import httpx
@@ -50,7 +51,7 @@ class Prometheus:
         return float(result[0]["value"][1]) if result else float("nan")
 
     def until(self, condition: Callable[[], bool]) -> None:
-        """Asks until it is so."""
+        """Asks until it is so: Prometheus tells nobody of what it has scraped or evaluated."""
         deadline = time.monotonic() + TIMEOUT_S
         while not condition():
             assert time.monotonic() < deadline, f"not within {TIMEOUT_S:g} s"
@@ -85,20 +86,29 @@ def running_prometheus(folder: pathlib.Path, url: str) -> Iterator[Prometheus]:
     config = folder / "prometheus.yml"
     config.write_text(yaml.safe_dump(adapted_config(url)))
     flags = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}", "--web.listen-address=127.0.0.1:0"]
-    log = folder / "log"
-    with log.open("w") as stderr:
-        process = subprocess.Popen([tool("prometheus"), *flags], stderr=stderr, stdout=stderr)
-    try:
-        deadline = time.monotonic() + TIMEOUT_S
-        while (found := re.search(r"Listening on\"? address=(\S+)", log.read_text())) is None:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        with contextlib.closing(Prometheus(found[1])) as prometheus:
-            yield prometheus
-    finally:
-        process.terminate()
-        process.wait()
+    log: list[str] = []
+    with subprocess.Popen([tool("prometheus"), *flags], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            address = _address(process.stderr, log)
+            # What is not read would hold it up in the end.
+            reading = threading.Thread(target=log.extend, args=[process.stderr])
+            reading.start()
+            with contextlib.closing(Prometheus(address)) as prometheus:
+                yield prometheus
+            process.terminate()
+            reading.join()
+        finally:
+            process.kill()
+
+
+def _address(lines: Iterable[str], log: list[str]) -> str:
+    """Where it says that it listens; the lines until then go to `log`."""
+    for line in lines:
+        log.append(line)
+        if found := re.search(r"Listening on\"? address=(\S+)", line):
+            return found[1]
+    raise AssertionError("".join(log))
 
 
 def send_requests(cluster: ClusterUnderTest) -> None:

@@ -6,14 +6,14 @@ import asyncio
 import os
 import pathlib
 import signal
-import time
+import subprocess
 from typing import Any
 
 import pytest
 
 from baton.client import AsyncClient, Client
 from baton.errors import DeadlineError
-from tests.cluster.harness import running_cluster
+from tests.cluster.harness import assert_sigterm_lets_a_stream_end, running_cluster
 from tests.cluster.inprocess import assert_idle
 from tests.cluster.oracle import Oracle, prompt_of
 from tests.engine.checkpoints import make_checkpoint
@@ -50,19 +50,26 @@ async def use_in_every_way(target: str, oracle: Oracle) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_a_ray_cluster_serves_and_replaces_a_worker_that_was_killed(model: pathlib.Path) -> None:
+def test_a_ray_cluster_serves_replaces_a_worker_that_was_killed_and_lets_requests_end_on_sigterm(
+    model: pathlib.Path,
+) -> None:
     oracle = Oracle(model)
     with (
-        running_cluster(model, runtime="ray", prefill_workers=2, decode_workers=2) as cluster,
+        running_cluster(model, runtime="ray", prefill_workers=2, stderr=subprocess.PIPE) as cluster,
         Client(cluster.target) as client,
     ):
+        pids = {worker["name"]: worker["pid"] for worker in cluster.description["workers"]}
+        assert pids == {worker.name: worker.pid for worker in client.status().workers}
+        assert set(pids) == {"prefill-0", "prefill-1", "decode-0"}
         asyncio.run(use_in_every_way(cluster.target, oracle))
         assert_idle(client)
         victim = next(worker for worker in client.status().workers if worker.name == "prefill-0")
         os.kill(victim.pid, signal.SIGKILL)
         asyncio.run(use_in_every_way(cluster.target, oracle))
-        # Its twin keeps the cluster ready, so that nothing but the status tells of the replacement.
-        while not any(it.name == "prefill-0" and it.epoch > victim.epoch for it in client.status().workers):
-            time.sleep(0.05)
+        # Its twin keeps the cluster ready, so that nothing but the steps tells of the replacement.
+        assert cluster.process.stderr is not None
+        for step in ("prefill-0 died; starting another", "prefill-0 is up"):
+            assert any(step in line for line in cluster.process.stderr)
         assert client.generate(prompt_of(200, seed=50), max_tokens=2, **GREEDY).timings.prefill_worker
         assert_idle(client)
+        assert_sigterm_lets_a_stream_end(cluster, client)

@@ -86,10 +86,10 @@ def test_what_waits_is_told_apart(pair: Pair) -> None:
 
 async def test_routers_hear_of_the_tokens_that_the_decode_worker_has_yet_to_compute_itself(pair: Pair) -> None:
     states = pair.decode_watch.watch()
-    pair.reserve(pair.spec(prompt_of(40)), local_prefill=True)
-    assert (await anext(states)).queued_tokens == 40
+    pair.reserve(pair.spec(prompt_of(60)), local_prefill=True)
+    assert (await anext(states)).queued_tokens == 60
     assert pair.step_decode()
-    assert (await anext(states)).queued_tokens == 40 - DecodeConfig().prefill_chunk_tokens
+    assert (await anext(states)).queued_tokens == 60 - DecodeConfig().prefill_chunk_tokens
     assert pair.step_decode()
     assert (await anext(states)).queued_tokens == 0
     await states.aclose()
