@@ -93,13 +93,14 @@ class DecodeConfig(Config):
 
     max_batch_seqs: Positive = 128
     """Most sequences (choices) in one step."""
-    # Measured on CPUs, this many double a step of 8 sequences and add 40% to one of 32. A rest that is below
-    # local_prefill_tokens still takes one step; a larger chunk would only end several of these in the same one.
+    # Measured on CPUs, this many make a step of 8 sequences two to three times as long, and one of 32 half as long
+    # again. A rest that is below local_prefill_tokens still takes one step; a larger chunk would only end several of
+    # these in the same one.
     prefill_chunk_tokens: Positive = 32
     """Most tokens of local prefill in one step, beside the decodes: what bounds how much longer a step takes for it."""
     local_prefill_tokens: Annotated[int, Field(ge=0)] = 32
     """Prompts of which the worker lacks fewer tokens than this are prefilled by itself."""
-    backlog_prefill_tokens: Annotated[int, Field(ge=0)] = 0
+    backlog_prefill_tokens: Annotated[int, Field(ge=0)] = 256
     """Prompts of which the worker lacks at most this many tokens are prefilled by itself while every prefill worker has
     so many waiting that it would take longer; 0 leaves them to the prefill workers."""
     watermark: Annotated[float, Field(ge=0, lt=1)] = 0.02
@@ -113,9 +114,9 @@ class TransferConfig(Config):
 
     transports: tuple[Literal["loopback", "shm", "grpc"], ...] = ("loopback", "shm", "grpc")
     """Ways that KV may take between workers, in order of preference: the first that both ends can use."""
-    frame_bytes: Positive = 2 << 20
+    frame_bytes: Positive = 4 << 20
     """Bytes of KV in the largest frame."""
-    ring_bytes: Positive = 16 << 20
+    ring_bytes: Positive = 8 << 20
     """Bytes of the shared-memory ring of one sender and receiver."""
     lease_s: Seconds = 15.0
     """Seconds after which a reservation that is not renewed is released."""
