@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -15,6 +16,7 @@ from baton.requests import RequestSpec
 from engine import choosing_cpu
 from engine.attention import make_backend, resolve_backend
 from engine.cores import Cores
+from engine.cpu_kernels.compiling import compiling_once
 from engine.grammar import Grammars
 from engine.kv.cache import KVCache
 from engine.kv.layout import KVLayout
@@ -71,6 +73,14 @@ def load_engine(
     if model_config.num_threads:
         torch.set_num_threads(model_config.num_threads)
     model = load_model(model_config)
+    with compiling_once() if model.device.type == "cpu" else contextlib.nullcontext():
+        return _assemble(model, model_config, cache_config, chunk_tokens, poison)
+
+
+def _assemble(
+    model: LoadedModel, model_config: ModelConfig, cache_config: CacheConfig, chunk_tokens: int, poison: bool
+) -> Engine:
+    """The engine of a loaded model."""
     backend_name = resolve_backend(model_config.attention, model.device)
     if backend_name == "cpu":
         model = model.fuse()

@@ -6,11 +6,13 @@ this package's sources: numba checks the time stamp of a kernel's own file only 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import numba
@@ -29,6 +31,22 @@ def _source_digest() -> str:
 
 # Numba picks a kernel's cache folder where it is declared, so this comes before the first one.
 numba.config.CACHE_DIR = str(pathlib.Path(numba_cache_dir()) / _source_digest())
+
+
+@contextlib.contextmanager
+def compiling_once() -> Iterator[None]:
+    """Where the cache is empty yet, let one process compile; the others wait, and find what it has left there."""
+    folder = pathlib.Path(numba.config.CACHE_DIR)
+    done = folder / "compiled"
+    with contextlib.ExitStack() as held:
+        # A cache that cannot be written serves nobody else.
+        with contextlib.suppress(OSError):
+            if not done.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                fcntl.flock(held.enter_context(open(folder / "compiling", "wb")), fcntl.LOCK_EX)
+        yield
+        with contextlib.suppress(OSError):
+            done.touch()
 
 
 def kernel(function: F) -> F:

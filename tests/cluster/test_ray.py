@@ -59,10 +59,11 @@ def test_a_ray_cluster_serves_replaces_a_worker_that_was_killed_and_lets_request
         Client(cluster.target) as client,
     ):
         pids = {worker["name"]: worker["pid"] for worker in cluster.description["workers"]}
-        assert pids == {worker.name: worker.pid for worker in client.status().workers}
         assert set(pids) == {"prefill-0", "prefill-1", "decode-0"}
         asyncio.run(use_in_every_way(cluster.target, oracle))
         assert_idle(client)
+        # The cluster is ready as soon as the router knows one worker of each role.
+        assert pids == {worker.name: worker.pid for worker in client.status().workers}
         victim = next(worker for worker in client.status().workers if worker.name == "prefill-0")
         os.kill(victim.pid, signal.SIGKILL)
         asyncio.run(use_in_every_way(cluster.target, oracle))
