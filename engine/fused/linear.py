@@ -1,7 +1,6 @@
 """Linear layers that keep their weights as kernels read them: our own in float32, oneDNN's in bfloat16.
 
-`baton bench kernels` compares both in float32. oneDNN makes a kernel for each new number of rows in about a millisecond
-and keeps the last thousand.
+oneDNN makes a kernel for each new number of rows in about a millisecond and keeps the last thousand.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import pytest
 from baton.config import TransferConfig
 from kvtransfer.ring import SHM_DIR
 from kvtransfer.transports import TRANSPORTS
+from tests.kvtransfer.frames import CONFIG, GatedMemory
 from tests.kvtransfer.sides import DecodeSide, PrefillSide, small
 
 
@@ -21,6 +22,20 @@ def nothing_left_behind() -> Iterator[None]:
     threads = [thread.name for thread in threading.enumerate() if thread.name.startswith(("kv-", "control-server"))]
     assert threads == []
     assert [path.name for path in SHM_DIR.glob(f"baton-*-{os.getpid()}-*")] == []
+
+
+@pytest.fixture
+def decode() -> Iterator[DecodeSide]:
+    """A receiver whose copies tests can hold up."""
+    side = DecodeSide(CONFIG, make_memory=GatedMemory)
+    yield side
+    side.close()
+
+
+@pytest.fixture
+def memory(decode: DecodeSide) -> GatedMemory:
+    assert isinstance(decode.memory, GatedMemory)
+    return decode.memory
 
 
 @pytest.fixture(params=list(TRANSPORTS))

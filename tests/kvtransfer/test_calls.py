@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -17,7 +15,6 @@ from baton.errors import (
 from kvtransfer.reservation import Origin
 from kvtransfer.ticket import layout_fingerprint
 from tests.kvtransfer.frames import (
-    CONFIG,
     A,
     GatedMemory,
     abort,
@@ -31,19 +28,6 @@ from tests.kvtransfer.frames import (
     write,
 )
 from tests.kvtransfer.sides import HYBRID, WAIT_S, DecodeSide, ref
-
-
-@pytest.fixture
-def decode() -> Iterator[DecodeSide]:
-    side = DecodeSide(CONFIG, make_memory=GatedMemory)
-    yield side
-    side.close()
-
-
-@pytest.fixture
-def memory(decode: DecodeSide) -> GatedMemory:
-    assert isinstance(decode.memory, GatedMemory)
-    return decode.memory
 
 
 def test_a_ticket_says_all_that_a_sender_needs(decode: DecodeSide) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,19 +26,6 @@ from tests.kvtransfer.frames import (
     write,
 )
 from tests.kvtransfer.sides import WAIT_S, DecodeSide, ref, sample
-
-
-@pytest.fixture
-def decode() -> Iterator[DecodeSide]:
-    side = DecodeSide(CONFIG, make_memory=GatedMemory)
-    yield side
-    side.close()
-
-
-@pytest.fixture
-def memory(decode: DecodeSide) -> GatedMemory:
-    assert isinstance(decode.memory, GatedMemory)
-    return decode.memory
 
 
 def test_a_release_during_copy_in_takes_effect_after_it(decode: DecodeSide, memory: GatedMemory) -> None:

@@ -10,8 +10,10 @@ import torch
 from transformers import GraniteConfig, HeliumConfig
 
 from baton.config import ModelConfig
+from engine.fused import linear, replace
 from engine.fused.decoder_layer import FusedDecoderLayer
 from engine.fused.linear import PanelLinear
+from engine.fused.onednn_layer import OneDNNDecoderLayer
 from engine.model_loader import load_model
 from tests.engine.checkpoints import FAMILIES, make_checkpoint, save_checkpoint
 from tests.engine.paged_model import PagedModel, transformers_logits, transformers_model
@@ -87,6 +89,21 @@ def test_a_sequence_comes_out_the_same_to_the_bit_whatever_is_computed_beside_it
     for count in (1, 5, 14):
         together = PagedModel(path, "cpu", 16).logits([*beside[:count], PROMPTS[0]], [*[3] * count, 4])
         assert torch.equal(together[-1], alone)
+
+
+def test_layers_of_onednns_products_answer_as_the_originals(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, which every CPU has, though they are made for bfloat16."""
+    for module in (replace, linear):
+        monkeypatch.setattr(module, "has_kernels", lambda dtype: False)
+    path = make_checkpoint("qwen3", tmp_path / "model")
+    paged = PagedModel(path, "cpu", 16)
+    assert all(isinstance(layer, OneDNNDecoderLayer) for layer in layers_of(paged.model.module))
+    for rows, wanted in zip(
+        paged.logits(PROMPTS, [4, 3, 1]), transformers_logits(transformers_model(path), PROMPTS), strict=True
+    ):
+        assert (rows - wanted).abs().max() <= 1e-5
 
 
 def test_bfloat16_is_left_alone_where_the_cpu_has_none(tmp_path: pathlib.Path) -> None:
