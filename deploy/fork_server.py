@@ -71,10 +71,13 @@ def _fork_orphan(child: Callable[[], int], parent_pid: int) -> int:
 
     def orphan() -> int:
         ours.close()
-        return child() if theirs.recv(1) and tether.tie(parent_pid) else 1
+        return child() if _is_released(theirs) and tether.tie(parent_pid) else 1
 
     def between() -> int:
-        theirs.sendall(str(_fork(orphan)).encode())
+        pid = _fork(orphan)
+        # Where this process has been killed meanwhile, nobody is left to be told; the orphan finds that out too.
+        with contextlib.suppress(ConnectionError):
+            theirs.sendall(str(pid).encode())
         return 0
 
     with ours:
@@ -84,6 +87,15 @@ def _fork_orphan(child: Callable[[], int], parent_pid: int) -> int:
         os.waitpid(between_pid, 0)
         ours.sendall(b"\n")
         return pid
+
+
+def _is_released(forker: socket.socket) -> bool:
+    """Waits for the word to go on; False where whoever would give it has been killed."""
+    try:
+        return bool(forker.recv(1))
+    except ConnectionResetError:
+        # It was killed before it had read all that this socket held for it.
+        return False
 
 
 def _fork(child: Callable[[], int]) -> int:

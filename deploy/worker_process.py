@@ -6,6 +6,7 @@ the report of the start. When the socket closes the parent is gone, and so is th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -47,8 +48,10 @@ def end(exit_code: int) -> NoReturn:
 
 
 def _follow_parent(lines: TextIO, stops: queue.SimpleQueue[float]) -> None:
-    for line in lines:
-        stops.put(json.loads(line)["drain_s"])
+    # A parent that is killed before it has read the report resets the connection.
+    with contextlib.suppress(ConnectionResetError):
+        for line in lines:
+            stops.put(json.loads(line)["drain_s"])
     os._exit(1)
 
 

@@ -171,6 +171,22 @@ async def test_a_fork_server_that_dies_while_it_imports_is_told(fork: Fork, tmp_
 
 
 @needs_forks
+async def test_closing_a_fork_server_while_it_forks_is_quiet(fork: Fork, capfd: pytest.CaptureFixture[str]) -> None:
+    """What it was forking finds nobody to answer, and ends."""
+    server = fork()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        launches = [asyncio.create_task(server.launch(theirs, {})) for _ in range(16)]
+        await launches[0]
+        await server.close()
+        await asyncio.gather(*launches, return_exceptions=True)
+        theirs.close()
+        # They have it too, so it ends when they have.
+        assert await asyncio.to_thread(ours.recv, 1) == b""
+    assert capfd.readouterr().err == ""
+
+
+@needs_forks
 async def test_a_start_that_is_cancelled_while_it_imports_leaves_nothing(fork: Fork, tmp_path: pathlib.Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
