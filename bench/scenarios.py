@@ -171,14 +171,16 @@ class ThroughputScenario:
 class GoodputScenario:
     """The highest Poisson rate at which a share of the requests is within objectives.
 
-    Each probe sends requests of the same lengths, with the same gaps times a factor, at one rate.
+    Each probe sends requests of the same lengths, with the same gaps times a factor, at one rate. The first has no
+    rate, but sends one request after another. A server that misses the objectives even so has no goodput at any rate.
 
     Attributes:
         short, long: tokens of the prompts and of the answers of each kind.
         long_share: of the requests that are long.
         attainment: share of the requests that must meet the objectives.
         num_requests: of a probe.
-        first_rate: requests per second of the first probe.
+        first_rate: requests per second of the first probe that has a rate.
+        lowest_rate: the search goes no lower; a server that fails there has no goodput.
         tolerance: the search ends when what passed and what failed are within this factor.
         max_probes: the search ends after so many at the latest.
     """
@@ -190,6 +192,7 @@ class GoodputScenario:
     attainment: float = 0.95
     num_requests: int = 60
     first_rate: float = 1.0
+    lowest_rate: float = 1 / 16
     tolerance: float = 1.1
     max_probes: int = 10
     vocab_size: int = 1000
@@ -211,24 +214,33 @@ class GoodputScenario:
         num_requests = _scaled(self.num_requests, share)
         return dataclasses.replace(self, num_requests=num_requests, vocab_size=vocab_size)
 
-    def requests(self, rate: float, probe: int) -> Iterator[LoadRequest]:
-        """Those of a probe, with their times. Exactly `long_share` of them are long, at random places."""
+    def requests(self, rate: float | None, probe: int) -> Iterator[LoadRequest]:
+        """Those of a probe, with their times where there is a rate. Exactly `long_share` of them are long, at random
+        places."""
         is_long = np.zeros(self.num_requests, dtype=bool)
         is_long[: round(self.num_requests * self.long_share)] = True
         np.random.default_rng(self.seed).shuffle(is_long)
         requests = self._requests([self.long if long else self.short for long in is_long], 2 * probe)
-        return schedule(requests, gamma_arrivals(rate, 1.0, self.seed))
+        return requests if rate is None else schedule(requests, gamma_arrivals(rate, 1.0, self.seed))
 
     async def run(self, target: Target) -> Sample:
         probes = itertools.count()
 
-        async def passes(rate: float) -> bool:
+        async def passes(rate: float | None) -> bool:
             return await self._passes(target, rate, next(probes))
 
-        rate = await highest_rate(passes, first=self.first_rate, tolerance=self.tolerance, max_probes=self.max_probes)
+        rate = 0.0
+        if await passes(None):
+            rate = await highest_rate(
+                passes,
+                first=self.first_rate,
+                lowest=self.lowest_rate,
+                tolerance=self.tolerance,
+                max_probes=self.max_probes,
+            )
         return Sample({"goodput_requests_per_s": rate})
 
-    async def _passes(self, target: Target, rate: float, probe: int) -> bool:
+    async def _passes(self, target: Target, rate: float | None, probe: int) -> bool:
         """Sends one probe; it ends as soon as too many requests have missed their objectives."""
         # Answered when what the last probe left is worked off.
         await warm_up(target, self._requests([self.short, self.long], 2 * probe + 1))
@@ -242,7 +254,8 @@ class GoodputScenario:
             if num_missed > num_allowed:
                 stop.set()
 
-        run = await run_load(target, self.requests(rate, probe), stop=stop, on_ended=count)
+        concurrency = 1 if rate is None else None
+        run = await run_load(target, self.requests(rate, probe), concurrency=concurrency, stop=stop, on_ended=count)
         _raise_failure(run.outcomes)
         return num_missed <= num_allowed
 
@@ -255,11 +268,11 @@ class GoodputScenario:
 
 
 async def highest_rate(
-    passes: Callable[[float], Awaitable[bool]], *, first: float, tolerance: float, max_probes: int
+    passes: Callable[[float], Awaitable[bool]], *, first: float, lowest: float, tolerance: float, max_probes: int
 ) -> float:
     """The highest rate that passed: doubled or halved from `first` until one passes and one fails, then bisected.
 
-    The bisection is geometric. Returns 0 where none passed.
+    The bisection is geometric. Returns 0 where none passed that is at least `lowest`.
     """
     passed, failed = 0.0, math.inf
     rate = first
@@ -268,7 +281,7 @@ async def highest_rate(
             passed = rate
         else:
             failed = rate
-        if failed <= passed * tolerance:
+        if failed <= max(passed * tolerance, lowest):
             break
         rate = passed * 2 if math.isinf(failed) else failed / 2 if passed == 0 else math.sqrt(passed * failed)
     return passed
@@ -301,11 +314,14 @@ def _closed_loop(num_requests: int, concurrency: int, input_tokens: int, output_
     )
 
 
-# Each with a seed of its own, so that no prompt of one begins as one of another does.
+_GOODPUT = GoodputScenario(
+    short=(128, 64), long=(2048, 32), long_share=0.1, objectives=Objectives(ttft_s=2.0, tpot_s=0.06), seed=3
+)
+# Each but the last with a seed of its own, so that no prompt of one begins as one of another does.
 SCENARIOS: Mapping[str, Scenario] = {
     "interference": InterferenceScenario(Mix(seed=0)),
     "throughput": ThroughputScenario((_closed_loop(32, 32, 256, 64, seed=1), _closed_loop(128, 64, 32, 128, seed=2))),
-    "goodput": GoodputScenario(
-        short=(128, 64), long=(2048, 32), long_share=0.1, objectives=Objectives(ttft_s=2.0, tpot_s=0.06), seed=3
-    ),
+    "goodput": _GOODPUT,
+    # For machines with a third of the arithmetic of those that the objectives above were chosen on.
+    "goodput-relaxed": dataclasses.replace(_GOODPUT, objectives=Objectives(ttft_s=6.0, tpot_s=0.18)),
 }

@@ -40,13 +40,13 @@ class Capacity:
 
 @pytest.mark.parametrize("limit", [0.3, 1.0, 1.05, 3.7, 100.0])
 async def test_the_highest_rate_is_found_within_the_tolerance(limit: float) -> None:
-    rate = await highest_rate(Capacity(limit).passes, first=1.0, tolerance=1.1, max_probes=100)
+    rate = await highest_rate(Capacity(limit).passes, first=1.0, lowest=0.0, tolerance=1.1, max_probes=100)
     assert rate <= limit <= rate * 1.1
 
 
 async def test_the_search_doubles_then_bisects() -> None:
     capacity = Capacity(5.0)
-    assert await highest_rate(capacity.passes, first=1.0, tolerance=1.2, max_probes=100) == pytest.approx(
+    assert await highest_rate(capacity.passes, first=1.0, lowest=0.0, tolerance=1.2, max_probes=100) == pytest.approx(
         4.757, rel=1e-3
     )
     assert capacity.tried[:4] == [1.0, 2.0, 4.0, 8.0]
@@ -55,8 +55,14 @@ async def test_the_search_doubles_then_bisects() -> None:
 
 async def test_the_search_ends_at_a_number_of_probes() -> None:
     none = Capacity(0.0)
-    assert await highest_rate(none.passes, first=1.0, tolerance=1.1, max_probes=3) == 0.0
+    assert await highest_rate(none.passes, first=1.0, lowest=0.0, tolerance=1.1, max_probes=3) == 0.0
     assert none.tried == [1.0, 0.5, 0.25]
+
+
+async def test_the_search_goes_no_lower_than_it_is_told() -> None:
+    few = Capacity(0.1)
+    assert await highest_rate(few.passes, first=1.0, lowest=0.25, tolerance=1.1, max_probes=100) == 0.0
+    assert few.tried == [1.0, 0.5, 0.25]
 
 
 def test_every_probe_has_the_same_lengths_and_gaps_but_other_prompts() -> None:
@@ -101,6 +107,12 @@ async def test_a_probe_passes_when_enough_requests_are_in_time(num_late: int, ra
     probe = dataclasses.replace(GOODPUT, first_rate=1e5, max_probes=1)
     sample = await probe.run(Answers(num_late))
     assert sample.values == {"goodput_requests_per_s": rate}
+
+
+async def test_a_server_that_misses_the_objectives_alone_is_sent_no_load() -> None:
+    answers = Answers(2)
+    assert (await GOODPUT.run(answers)).values == {"goodput_requests_per_s": 0.0}
+    assert answers.num_sent < 2 + GOODPUT.num_requests
 
 
 def test_an_advantage_above_one_is_always_better() -> None:
