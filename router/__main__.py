@@ -8,6 +8,7 @@ can be served, a second one says {"ready": true}. Logs go to stderr. A signal dr
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import pathlib
@@ -21,6 +22,10 @@ from baton import logs
 from baton.config import RouterProcessConfig
 from router.server import RouterServer
 
+# Objects made and not yet freed before the garbage collector looks at them. Each token that is being written is about
+# ten of them, so that with the default of 700 it would look at every step of 64 streams, and find nothing.
+_GC_THRESHOLD = 5_000
+
 
 async def serve(config: RouterProcessConfig) -> None:
     """Starts, waits for a signal, drains, stops."""
@@ -30,6 +35,7 @@ async def serve(config: RouterProcessConfig) -> None:
     server = RouterServer(config)
     try:
         await server.start()
+        _spare_garbage_collector()
         print(json.dumps({"grpc": server.grpc_address, "http": server.url, "pid": os.getpid()}), flush=True)
         announcing = asyncio.create_task(_announce_ready(server))
         await terminated.wait()
@@ -37,6 +43,13 @@ async def serve(config: RouterProcessConfig) -> None:
         await server.drain(config.drain_s)
     finally:
         await server.stop()
+
+
+def _spare_garbage_collector() -> None:
+    """Has it pass over what was made so far, which lives as long as the process, and over what steps make and free."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD)
 
 
 async def _announce_ready(server: RouterServer) -> None:

@@ -25,6 +25,8 @@ from router.tokenization import Tokenizer
 
 _log = logging.getLogger(__name__)
 
+SERVICE: str = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
+
 # Details travel in trailers, which HTTP/2 peers limit to 8 KiB.
 _MAX_DETAIL_CHARS = 1024
 
@@ -75,6 +77,16 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         self._card = card
         self._config = config
         self._batch = WriteBatch()
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Answers the service's methods."""
+        inference_pb2_grpc.add_InferenceServicer_to_server(self, server)
+        # What `Generate` writes is serialised already.
+        generate: grpc.RpcMethodHandler[inference_pb2.GenerateRequest, bytes] = grpc.unary_stream_rpc_method_handler(
+            self.Generate,
+            request_deserializer=inference_pb2.GenerateRequest.FromString,
+        )
+        server.add_registered_method_handlers(SERVICE, {"Generate": generate})
 
     @_with_statuses
     async def Generate(  # type: ignore[override]  # noqa: N802

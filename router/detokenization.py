@@ -6,7 +6,9 @@ microseconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import codecs
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # A character is at most 4 bytes, so at most 4 tokens; more undecodable ones than this are garbage, and sent as such.
@@ -16,8 +18,48 @@ _CONTEXT_TOKENS = 6
 Decode = Callable[[Sequence[int]], str]
 
 
-class IncrementalDetokenizer:
-    """Decodes a growing sequence of tokens; the pieces add up to the text of the whole.
+class Detokenizer(Protocol):
+    """Decodes a growing sequence of tokens; the pieces add up to the text of the whole."""
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes, often just its own."""
+        ...
+
+    def flush(self) -> str:
+        """The rest, where the sequence ends here."""
+        ...
+
+
+class ByteDetokenizer:
+    """For vocabularies whose tokens are bytes, which read the same whatever stands before them.
+
+    Args:
+        pieces: the bytes of each token id; those that are missing have none.
+        context: tokens before the first one; a character that they begin comes out whole with the one that ends it.
+    """
+
+    __slots__ = ("_held", "_pieces")
+
+    def __init__(self, pieces: Mapping[int, bytes], context: Sequence[int] = ()) -> None:
+        self._pieces = pieces
+        # Bytes that begin a character.
+        self._held = b""
+        for token_id in context[-_CONTEXT_TOKENS:]:
+            self.push(token_id)
+
+    def push(self, token_id: int) -> str:
+        data = self._held + self._pieces.get(token_id, b"")
+        text, num_read = codecs.utf_8_decode(data, "replace")
+        self._held = data[num_read:]
+        return text
+
+    def flush(self) -> str:
+        held, self._held = self._held, b""
+        return held.decode("utf-8", "replace")
+
+
+class WindowDetokenizer:
+    """For all other vocabularies.
 
     Decoders look at neighbours (leading spaces, runs of byte tokens), so a token is decoded after the window of tokens
     before it, as in vLLM and text-generation-inference. Text that ends in an incomplete UTF-8 sequence is held back.
@@ -35,7 +77,6 @@ class IncrementalDetokenizer:
         self._read_chars = len(decode(self._window))
 
     def push(self, token_id: int) -> str:
-        """The text that this token completes, often just its own."""
         self._window.append(token_id)
         text = self._decode(self._window)
         held = len(self._window) - self._num_read
@@ -44,7 +85,6 @@ class IncrementalDetokenizer:
         return self._advance(text)
 
     def flush(self) -> str:
-        """The rest, where the sequence ends here."""
         if self._num_read == len(self._window):
             return ""
         return self._advance(self._decode(self._window))

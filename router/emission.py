@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from baton.internal.v1 import worker_pb2
 from baton.requests import Delivered, FinishReason, SamplingParams
 from baton.v1 import inference_pb2
-from router.detokenization import Decode, IncrementalDetokenizer, StopStrings
+from router.detokenization import Detokenizer, StopStrings
 
 MakeDelta = Callable[..., inference_pb2.ChoiceDelta]
 
@@ -25,11 +25,24 @@ class ChoiceEmission:
         ended_by_router: the router ended the choice, and its worker does not know.
     """
 
+    __slots__ = (
+        "_detokenizer",
+        "_include_stop",
+        "_is_plain",
+        "_sampling",
+        "_stops",
+        "ended_by_router",
+        "finish_reason",
+        "finished",
+        "index",
+        "token_ids",
+    )
+
     def __init__(
         self,
         index: int,
         sampling: SamplingParams,
-        detokenizer: IncrementalDetokenizer,
+        detokenizer: Detokenizer,
         stops: StopStrings | None,
         *,
         include_stop: bool,
@@ -43,10 +56,12 @@ class ChoiceEmission:
         self._detokenizer = detokenizer
         self._stops = stops
         self._include_stop = include_stop
+        # Until it ends, there is nothing to tell of its tokens but their text.
+        self._is_plain = stops is None and sampling.logprobs is None
 
     def take_plain(self, token: worker_pb2.TokenOut) -> str | None:
         """The text of the next token where that is all to tell of it; None, and nothing is taken, where it is not."""
-        if self._stops is not None or self.finished or token.finish_reason or token.HasField("logprobs"):
+        if not self._is_plain or self.finished or token.finish_reason:
             return None
         token_id = token.token_id
         self.token_ids.append(token_id)
@@ -110,21 +125,22 @@ class Emission:
     """All choices of a request.
 
     Args:
-        decode: token ids to text, special tokens left out or not.
-        prompt: its last tokens give the first generated one its context.
+        detokenizer: makes one for each choice.
         include_stop: send the text of what ended a choice too, but for EOS.
 
     Attributes:
-        num_tokens: taken so far, of all choices.
+        choices: a token of which there may be nothing to tell but its text, as of nearly every one, is offered to the
+            choice's `take_plain` first.
         finished: whether every choice is.
     """
+
+    __slots__ = ("choices", "finished")
 
     def __init__(
         self,
         sampling: SamplingParams,
         stops: Sequence[str],
-        decode: Decode,
-        prompt: Sequence[int],
+        detokenizer: Callable[[], Detokenizer],
         *,
         include_stop: bool = False,
     ) -> None:
@@ -132,21 +148,18 @@ class Emission:
             ChoiceEmission(
                 index,
                 sampling,
-                IncrementalDetokenizer(decode, prompt),
+                detokenizer(),
                 StopStrings(stops) if stops else None,
                 include_stop=include_stop,
             )
             for index in range(sampling.n)
         ]
-        self.num_tokens = 0
         self.finished = False
 
-    def take_plain(self, token: worker_pb2.TokenOut) -> str | None:
-        """The text of a token where that is all to tell of it, as of nearly every one; else None: `take` is for it."""
-        text = self.choices[token.choice].take_plain(token)
-        if text is not None:
-            self.num_tokens += 1
-        return text
+    @property
+    def num_tokens(self) -> int:
+        """Taken so far, of all choices."""
+        return sum(len(choice.token_ids) for choice in self.choices)
 
     def take(
         self, tokens: Sequence[worker_pb2.TokenOut], make: MakeDelta = inference_pb2.ChoiceDelta
@@ -164,7 +177,6 @@ class Emission:
             if choice.finished:
                 continue
             deltas.append(choice.take(token, make))
-            self.num_tokens += 1
             if choice.finished:
                 self._note_end()
         return deltas

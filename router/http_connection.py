@@ -48,6 +48,8 @@ def chunk_writer(scope: Scope) -> WriteChunk | None:
 class _Chunks:
     """The body of one response, as h11 would write it: what it checks of each chunk costs more than the chunk."""
 
+    __slots__ = ("_flow", "_transport")
+
     def __init__(self, flow: FlowControl, transport: asyncio.Transport) -> None:
         self._flow = flow
         self._transport = transport
@@ -69,6 +71,9 @@ class _BatchedTransport:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
     def write(self, data: bytes) -> None:
         if not self._parts:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import NamedTuple
 
 from baton.config import RouterConfig
 from baton.errors import UnavailableError
 from baton.hashing import extend_chain, model_identity, root_hash
-from baton.internal.v1 import transfer_pb2
 from baton.v1 import inference_pb2
 from router.grammar import GrammarCheck
 from router.job import Prompt
@@ -18,6 +18,18 @@ from router.validation import Limits, check_envelope, check_prompt, check_prompt
 
 # Hashing or decoding a prompt up to this long takes less than a thread hop is worth.
 _MAX_INLINE_TOKENS = 4096
+
+
+class _Blocks(NamedTuple):
+    """What a prompt's hashes depend on beside the prompt: the same for all workers, and for as long as the router runs.
+
+    Attributes:
+        identity: of `baton.hashing.model_identity`.
+        size: tokens of a block.
+    """
+
+    identity: str
+    size: int
 
 
 class Intake:
@@ -36,6 +48,7 @@ class Intake:
         self._membership = membership
         self._config = config
         self._grammars = grammars
+        self._known_blocks: _Blocks | None = None
 
     async def accept(self, request: inference_pb2.GenerateRequest) -> Prompt:
         """The request as the pipeline needs it; raises the `baton.errors` that tell a client what is wrong.
@@ -43,7 +56,7 @@ class Intake:
         Waits for the first decode worker to be known, since limits and hashes depend on it.
         """
         check_envelope(request, self._card)
-        layout = await self._layout()
+        blocks = self._known_blocks or await self._blocks()
         token_ids = await self._token_ids(request)
         limits = self.limits()
         check_prompt(token_ids, limits)
@@ -53,14 +66,14 @@ class Intake:
         if sampling.grammar is not None:
             await self._grammars.check(sampling.grammar)
         skips_special = not request.sampling.HasField("skip_special_tokens") or request.sampling.skip_special_tokens
-        salt_root = root_hash(model_identity(layout), request.cache_salt)
+        salt_root = root_hash(blocks.identity, request.cache_salt)
         return Prompt(
             token_ids=token_ids,
             sampling=sampling,
             stops=tuple(request.sampling.stop),
-            block_hashes=await self._block_hashes(salt_root, token_ids, layout.block_size),
+            block_hashes=await self._block_hashes(salt_root, token_ids, blocks.size),
             salt_root=salt_root,
-            block_size=layout.block_size,
+            block_size=blocks.size,
             priority=request.priority,
             include_stop=request.sampling.include_stop,
             skip_special_tokens=skips_special,
@@ -80,12 +93,14 @@ class Intake:
             block_size=infos[0].block_size,
         )
 
-    async def _layout(self) -> transfer_pb2.LayoutFingerprint:
+    async def _blocks(self) -> _Blocks:
         try:
             async with asyncio.timeout(self._config.worker_wait_s):
-                return await self._membership.model_layout()
+                layout = await self._membership.model_layout()
         except TimeoutError:
             raise UnavailableError("no decode worker has joined yet") from None
+        self._known_blocks = _Blocks(model_identity(layout), layout.block_size)
+        return self._known_blocks
 
     async def _token_ids(self, request: inference_pb2.GenerateRequest) -> tuple[int, ...]:
         if request.WhichOneof("prompt") == "token_ids":

@@ -39,6 +39,7 @@ from baton.v1 import inference_pb2
 from baton.wire import ref_to_wire, spec_to_wire
 from router.admission import AdmissionQueue
 from router.attach import AttachStream
+from router.detokenization import Detokenizer
 from router.emission import Emission
 from router.intake import Intake
 from router.job import Job
@@ -50,10 +51,10 @@ from router.sink import Sink
 from router.validation import check_request_id
 
 
-class TokenDecoder(Protocol):
-    """Token ids to text."""
+class MakeDetokenizer(Protocol):
+    """Makes what turns the tokens after `context` into text."""
 
-    def __call__(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
+    def __call__(self, context: Sequence[int], *, skip_special_tokens: bool) -> Detokenizer: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,7 @@ class Pipeline:
     """Serves requests; shared by all APIs. Belongs to the router's event loop.
 
     Args:
-        decode: token ids to text.
+        detokenizer: makes one for each choice of a request.
         clock: monotonic seconds, as the event loop counts them but not rounded to its ticks.
     """
 
@@ -78,7 +79,7 @@ class Pipeline:
         queue: AdmissionQueue,
         membership: Membership,
         observer: Observer,
-        decode: TokenDecoder,
+        detokenizer: MakeDetokenizer,
         options: PipelineOptions,
         clock: Callable[[], float],
     ) -> None:
@@ -86,7 +87,7 @@ class Pipeline:
         self._queue = queue
         self._membership = membership
         self._observer = observer
-        self._decode = decode
+        self._detokenizer = detokenizer
         self._options = options
         self._clock = clock
         self._running: set[str] = set()
@@ -169,8 +170,7 @@ class Pipeline:
             emission=Emission(
                 prompt.sampling,
                 prompt.stops,
-                functools.partial(self._decode, skip_special_tokens=prompt.skip_special_tokens),
-                prompt.token_ids,
+                functools.partial(self._detokenizer, prompt.token_ids, skip_special_tokens=prompt.skip_special_tokens),
                 include_stop=prompt.include_stop,
             ),
             entry=self._queue.enter(prompt.demand(), prompt.priority),
@@ -262,15 +262,17 @@ class Pipeline:
         tokens: Sequence[worker_pb2.TokenOut],
     ) -> bool:
         """Steps 7 and 8, for tokens as they come; whether they were the last."""
-        now = self._clock()
-        text = job.emission.take_plain(tokens[0]) if attempt.delivers and len(tokens) == 1 else None
-        if text is None:
-            attempt.delivers = True
-            sink.send(self._respond(job, attempt, tokens, now))
-        else:
-            choice = tokens[0].choice
-            sink.send_token(job.request_id, choice, text, tokens[0].token_id)
-            self._observer.sent(job, choice, 1, job.note_sent(choice, 1, now), now)
+        now, token = self._clock(), tokens[0]
+        index = token.choice
+        choice = job.emission.choices[index]
+        if attempt.delivers and len(tokens) == 1 and (text := choice.take_plain(token)) is not None:
+            sink.send_token(job.request_id, index, text, choice.token_ids[-1])
+            self._observer.sent(job, index, 1, job.note_sent(index, 1, now), now)
+            if attach is not None:
+                attach.acknowledge(attempt, index, len(choice.token_ids))
+            return False
+        attempt.delivers = True
+        sink.send(self._respond(job, attempt, tokens, now))
         if attach is not None and job.prompt.generates:
             _acknowledge(job, attempt, attach, tokens)
         return job.is_over

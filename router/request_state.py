@@ -30,12 +30,17 @@ class TokenMerge:
 
     Args:
         next_positions: for each choice the first position that is expected.
+
+    Attributes:
+        ready: the tokens whose turn has come since the last call of `take`.
     """
+
+    __slots__ = ("_early", "_next", "ready")
 
     def __init__(self, next_positions: Sequence[int]) -> None:
         self._next = list(next_positions)
         self._early: list[dict[int, worker_pb2.TokenOut]] = [{} for _ in next_positions]
-        self._ready: list[worker_pb2.TokenOut] = []
+        self.ready: list[worker_pb2.TokenOut] = []
 
     def offer(self, token: worker_pb2.TokenOut) -> None:
         """Takes a token from either worker; one that came before is dropped."""
@@ -45,22 +50,17 @@ class TokenMerge:
             if position > expected:
                 self._early[choice][position] = token
             return
-        self._ready.append(token)
+        self.ready.append(token)
         expected += 1
         early = self._early[choice]
         while early and (follower := early.pop(expected, None)) is not None:
-            self._ready.append(follower)
+            self.ready.append(follower)
             expected += 1
         self._next[choice] = expected
 
-    @property
-    def has_ready(self) -> bool:
-        """Whether the turn of any token has come."""
-        return bool(self._ready)
-
     def take(self) -> list[worker_pb2.TokenOut]:
-        """The tokens whose turn has come since the last call."""
-        ready, self._ready = self._ready, []
+        """Hands `ready` over."""
+        ready, self.ready = self.ready, []
         return ready
 
 
@@ -120,6 +120,29 @@ class Attempt:
         prompt_logprobs: of the prompt's tokens from the second on, where asked for; whole before the first token comes.
     """
 
+    __slots__ = (
+        "_expired",
+        "_is_through",
+        "_sink",
+        "_take",
+        "_waiter",
+        "charge",
+        "committed",
+        "cursors",
+        "delivers",
+        "ended_choices",
+        "ended_on_worker",
+        "failure",
+        "merge",
+        "number",
+        "placement",
+        "progress",
+        "prompt_logprobs",
+        "ref",
+        "reserved",
+        "told",
+    )
+
     def __init__(self, ref: transfer_pb2.AttemptRef, charge: Charge, next_positions: Sequence[int]) -> None:
         self.ref = ref
         self.number = ref.attempt
@@ -158,7 +181,7 @@ class Attempt:
                 if not self._pass_on():
                     self._waiter = asyncio.get_running_loop().create_future()
                     await self._waiter
-                elif self.merge.has_ready:
+                elif self.merge.ready:
                     await sink.drain()
                 elif self.failure is not None:
                     return
@@ -257,7 +280,7 @@ class Attempt:
         """Calls `take` as far as the client keeps up; whether the request's task has something to do."""
         assert self._sink is not None
         assert self._take is not None
-        while self.merge.has_ready:
+        while self.merge.ready:
             if not self._sink.ready:
                 return True
             if self._take(self.merge.take()):

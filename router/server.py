@@ -22,11 +22,11 @@ import baton
 from baton.config import RouterProcessConfig, model_name
 from baton.metrics import ClusterMetrics, GrpcMetrics, HttpMetrics, ProcessMetrics, RouterMetrics
 from baton.tracing import open_tracer
-from baton.v1 import inference_pb2, inference_pb2_grpc
+from baton.v1 import inference_pb2
 from router.accounting import Accounting, ClusterAccounting, Objectives
 from router.admission import AdmissionQueue
 from router.api_keys import ApiKeyInterceptor, ApiKeys
-from router.app import InferenceService
+from router.app import SERVICE, InferenceService
 from router.grammar import GrammarCheck
 from router.grpc_metrics import GrpcMetricsInterceptor
 from router.http import HttpServer, create_app
@@ -52,7 +52,6 @@ from router.worker_link import LinkOptions
 
 _log = logging.getLogger(__name__)
 
-_SERVICE: str = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 # Cancelled calls get this long to release what they hold.
 _STOP_GRACE_S = 1.0
 
@@ -118,7 +117,7 @@ class RouterServer:
             queue=self._queue,
             membership=self.membership,
             observer=Observers(accounting, *self._page.observers, *self._traces(card.name)),
-            decode=self._tokenizer.decode,
+            detokenizer=self._tokenizer.detokenizer,
             options=PipelineOptions(
                 router_id=router_id,
                 max_retries=router.max_retries,
@@ -232,7 +231,7 @@ class RouterServer:
     def _make_grpc_server(self) -> grpc.aio.Server:
         max_bytes = self._config.router.max_message_bytes
         methods = inference_pb2.DESCRIPTOR.services_by_name["Inference"].methods
-        counted = frozenset(f"/{_SERVICE}/{method.name}" for method in methods)
+        counted = frozenset(f"/{SERVICE}/{method.name}" for method in methods)
         server = grpc.aio.server(
             interceptors=[
                 *([] if self._tracer is None else [TraceInterceptor(time.monotonic)]),
@@ -250,9 +249,9 @@ class RouterServer:
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
-        inference_pb2_grpc.add_InferenceServicer_to_server(self._service, server)
+        self._service.add_to(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
 
     def _listen(self, host: str, port: int) -> int:
@@ -279,7 +278,7 @@ class RouterServer:
             if (ready := self.ready) is not told:
                 told = ready
                 status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-                for service in (_SERVICE, health.OVERALL_HEALTH):
+                for service in (SERVICE, health.OVERALL_HEALTH):
                     await self._health.set(service, status)
                 if ready:
                     self._was_ready.set()

@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from baton.v1 import inference_pb2
 from router.batch import WriteBatch
+from router.token_message import encode_request_id, encode_token
 
 _Item = TypeVar("_Item")
 
@@ -44,19 +45,28 @@ def token_response(request_id: str, choice: int, text: str, token_id: int) -> in
 
 
 class ResponseSink:
-    """Writes responses as they are."""
+    """Writes the responses of one request as protobuf."""
 
-    def __init__(self, writer: Writer[inference_pb2.GenerateResponse]) -> None:
+    __slots__ = ("_request_id", "_writer")
+
+    def __init__(self, writer: Writer[bytes]) -> None:
         self._writer = writer
-        self.send = writer.send
-        self.drain = writer.drain
+        self._request_id = b""
 
     @property
     def ready(self) -> bool:
         return self._writer.ready
 
+    def send(self, response: inference_pb2.GenerateResponse) -> None:
+        self._writer.send(response.SerializeToString())
+
     def send_token(self, request_id: str, choice: int, text: str, token_id: int) -> None:
-        self._writer.send(token_response(request_id, choice, text, token_id))
+        if not self._request_id:
+            self._request_id = encode_request_id(request_id)
+        self._writer.send(self._request_id + encode_token(choice, text, token_id))
+
+    async def drain(self) -> None:
+        await self._writer.drain()
 
 
 class Writer(Generic[_Item]):
@@ -70,6 +80,8 @@ class Writer(Generic[_Item]):
         write_now: tried first: takes an item and returns true, unless the item would have to wait.
         batch: where calls of `write` begin; without one they do at once.
     """
+
+    __slots__ = ("_batch", "_call", "_error", "_write", "_write_now", "_written")
 
     def __init__(
         self,

@@ -126,6 +126,11 @@ class Record:
         """The one under way, or the last one."""
         return [span.stage for span in self.legs[-1].spans(float("inf"))][-1]
 
+    def catch_up(self, job: Job) -> None:
+        """Notes how far its request is."""
+        self.generated_tokens, self.cached_tokens = job.emission.num_tokens, job.cached_tokens
+        self.first_token_at = min(job.first_token_at.values(), default=None)
+
     def end(self, now: float, outcome: str, error: str = "") -> None:
         self.ended_at = self.legs[-1].ended_at = now
         self.outcome, self.error = outcome, error
@@ -134,22 +139,28 @@ class Record:
 class Timeline(Observer):
     """What runs now, and what ended last.
 
+    Tokens pass it by: what they change is read of the requests when somebody asks.
+
     Args:
         clock: monotonic seconds.
-
-    Attributes:
-        version: rises with every change.
     """
 
     def __init__(self, clock: Callable[[], float], max_ended: int = 40) -> None:
         self._clock = clock
-        self._running: dict[str, Record] = {}
+        self._running: dict[Job, Record] = {}
         self._ended: collections.deque[Record] = collections.deque(maxlen=max_ended)
-        self.version = 0
+        self._num_changes = 0
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Rises with every change."""
+        return self._num_changes, sum(job.emission.num_tokens for job in self._running)
 
     @property
     def running(self) -> Sequence[Record]:
         """In order of arrival."""
+        for job, record in self._running.items():
+            record.catch_up(job)
         return list(self._running.values())
 
     @property
@@ -158,7 +169,7 @@ class Timeline(Observer):
         return list(self._ended)
 
     def accepted(self, job: Job) -> None:
-        self._running[job.internal_id] = Record(
+        self._running[job] = Record(
             key=job.internal_id,
             request_id=job.request_id,
             arrived_at=job.arrived_at,
@@ -166,31 +177,23 @@ class Timeline(Observer):
             num_choices=job.prompt.sampling.n,
             legs=collections.deque([Leg(job.arrived_at)], maxlen=_MAX_LEGS),
         )
-        self.version += 1
+        self._num_changes += 1
 
     def admitted(self, job: Job) -> None:
-        self._running[job.internal_id].legs[-1].admitted_at = self._clock()
-        self.version += 1
+        self._running[job].legs[-1].admitted_at = self._clock()
+        self._num_changes += 1
 
     def placed(self, job: Job, placement: Placement) -> None:
         assert job.attempt is not None
-        leg = self._running[job.internal_id].legs[-1]
+        leg = self._running[job].legs[-1]
         leg.placed_at = self._clock()
         leg.placement, leg.progress = placement, job.attempt.progress
-        self.version += 1
-
-    def sent(self, job: Job, choice: int, num_tokens: int, gap_s: float | None, now: float) -> None:
-        record = self._running[job.internal_id]
-        if record.first_token_at is None:
-            record.first_token_at = now
-        record.generated_tokens = job.emission.num_tokens
-        record.cached_tokens = job.cached_tokens
-        self.version += 1
+        self._num_changes += 1
 
     def retried(self, job: Job, failure: Failure) -> None:
-        record, now = self._running[job.internal_id], self._clock()
+        record, now = self._running[job], self._clock()
         leg = record.legs[-1]
-        self.version += 1
+        self._num_changes += 1
         if failure.kind is FailureKind.REFUSED:
             # It is as if it had never left the queue.
             leg.admitted_at = None
@@ -212,7 +215,8 @@ class Timeline(Observer):
             self._end(job, now, "failed", error.status)
 
     def _end(self, job: Job, now: float, outcome: str, error: str = "") -> None:
-        record = self._running.pop(job.internal_id)
+        record = self._running.pop(job)
+        record.catch_up(job)
         record.end(now, outcome, error)
         self._ended.append(record)
-        self.version += 1
+        self._num_changes += 1

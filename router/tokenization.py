@@ -13,11 +13,12 @@ import concurrent.futures
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
 from tokenizers import Tokenizer as FastTokenizer
 
+from router.detokenization import ByteDetokenizer, Detokenizer, WindowDetokenizer
 from router.model_card import ModelCard
 
 # Texts up to this long are encoded in less time than a thread hop takes.
@@ -67,12 +68,18 @@ class Tokenizer:
             return self._decode_one(token_ids[0], skip_special_tokens)
         return self._decode(token_ids, skip_special_tokens)
 
+    def detokenizer(self, context: Sequence[int], *, skip_special_tokens: bool) -> Detokenizer:
+        """Makes text of the tokens that come after these, one at a time."""
+        if self._pieces is not None:
+            return ByteDetokenizer(self._pieces.bytes_of(skip_special_tokens), context)
+        return WindowDetokenizer(functools.partial(self.decode, skip_special_tokens=skip_special_tokens), context)
+
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         if self._pieces is not None:
-            pieces = self._pieces.text_bytes if skip_special_tokens else self._pieces.all_bytes
+            pieces = self._pieces.bytes_of(skip_special_tokens)
             return b"".join([pieces.get(token_id, b"") for token_id in token_ids]).decode("utf-8", "replace")
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
@@ -92,25 +99,25 @@ class Tokenizer:
 
 
 class BytePieces:
-    """The bytes of each token of a byte-level vocabulary, as the library's `ByteLevel` decoder has them.
-
-    Attributes:
-        all_bytes, text_bytes: by token id; in the second special tokens have none. Ids that are no token have none.
-    """
+    """The bytes of each token of a byte-level vocabulary, as the library's `ByteLevel` decoder has them."""
 
     def __init__(self, tokenizer: FastTokenizer) -> None:
         alphabet = byte_level_alphabet()
-        self.all_bytes: dict[int, bytes] = {}
+        self._all_bytes: dict[int, bytes] = {}
         for piece, token_id in tokenizer.get_vocab(with_added_tokens=True).items():
             try:
-                self.all_bytes[token_id] = b"".join([alphabet[char] for char in piece])
+                self._all_bytes[token_id] = b"".join([alphabet[char] for char in piece])
             except KeyError:
                 # An added token with a character that stands for no byte: it is taken as it is.
-                self.all_bytes[token_id] = piece.encode()
-        self.text_bytes = self.all_bytes.copy()
+                self._all_bytes[token_id] = piece.encode()
+        self._text_bytes = self._all_bytes.copy()
         for token_id, token in tokenizer.get_added_tokens_decoder().items():
             if token.special:
-                self.text_bytes[token_id] = b""
+                self._text_bytes[token_id] = b""
+
+    def bytes_of(self, skip_special_tokens: bool) -> Mapping[int, bytes]:
+        """By token id; of special tokens none, where they are skipped. Ids that are no token are missing."""
+        return self._text_bytes if skip_special_tokens else self._all_bytes
 
 
 def byte_level_alphabet() -> dict[str, bytes]:

@@ -35,6 +35,22 @@ class SingleWriterHistogram(Histogram):
         return super()._child_samples()
 
 
+class SingleWriterCounter(Counter):
+    """As `SingleWriterHistogram`."""
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._count = 0.0
+
+    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
+        assert exemplar is None, "not kept"
+        self._count += amount
+
+    def _child_samples(self) -> Iterable[Sample]:
+        self._value.set(self._count)
+        return super()._child_samples()
+
+
 class Families:
     """
     Args of all methods:
@@ -63,6 +79,9 @@ class Families:
 
     def single_writer_histogram(self, name: str, text: str, buckets: Sequence[float]) -> SingleWriterHistogram:
         return SingleWriterHistogram(name, text, registry=self._registry, buckets=buckets)
+
+    def single_writer_counter(self, name: str, text: str) -> SingleWriterCounter:
+        return SingleWriterCounter(name, text, registry=self._registry)
 
     def constant(self, name: str, text: str, **labels: str) -> None:
         """A gauge of value 1 that only carries labels."""

@@ -136,7 +136,7 @@ class RouterMetrics:
             "computation.",
             source=SOURCES,
         )
-        self.generation_tokens = make.counter("baton_generation_tokens", "Tokens sent to clients.")
+        self.generation_tokens = make.single_writer_counter("baton_generation_tokens", "Tokens sent to clients.")
         self.request_prompt_tokens = make.histogram(
             "baton_request_prompt_tokens", "Prompt tokens of an accepted request.", buckets.LENGTH
         )

@@ -58,6 +58,8 @@ class KeepingSink:
 class EventSink:
     """Writes the responses of one request as events to a connection that others may share."""
 
+    __slots__ = ("_answer", "_index", "_writer")
+
     def __init__(self, index: int, answer: FormatsEvents, writer: Writer[bytes]) -> None:
         self._index = index
         self._answer = answer

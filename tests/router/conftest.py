@@ -115,7 +115,7 @@ async def responses_of(
     pipeline: Generates, request: inference_pb2.GenerateRequest, timeout_s: float | None = None
 ) -> AsyncGenerator[inference_pb2.GenerateResponse, None]:
     """The responses, as a slow client takes them: while it reads none, one waits and the next is being written."""
-    arrived: asyncio.Queue[inference_pb2.GenerateResponse | Exception | None] = asyncio.Queue(1)
+    arrived: asyncio.Queue[bytes | Exception | None] = asyncio.Queue(1)
 
     async def generate() -> None:
         try:
@@ -130,7 +130,7 @@ async def responses_of(
         while (response := await arrived.get()) is not None:
             if isinstance(response, Exception):
                 raise response
-            yield response
+            yield inference_pb2.GenerateResponse.FromString(response)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

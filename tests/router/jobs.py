@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from baton.internal.v1 import transfer_pb2, worker_pb2
 from baton.requests import FinishReason, SamplingParams
 from baton.v1 import inference_pb2
 from router.admission import Entry
+from router.detokenization import WindowDetokenizer
 from router.emission import Emission
 from router.job import Job, Prompt
 from router.ledger import Ledger
@@ -45,7 +47,7 @@ def job_of(*, num_tokens: int = 40, arrived_at: float = 1000.0, request_id: str 
     return Job(
         request_id=request_id,
         prompt=prompt,
-        emission=Emission(sampling, (), lambda ids: f"secret {len(ids)}", ()),
+        emission=Emission(sampling, (), functools.partial(WindowDetokenizer, lambda ids: f"secret {len(ids)}")),
         entry=Entry(0, 0, prompt.demand()),
         arrived_at=arrived_at,
         deadline=None,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from baton.v1 import inference_pb2
 from bench.mock_workers.cluster import MockCluster
 from router.accounting import Accounting, ClusterAccounting, Objectives
 from router.admission import Entry
+from router.detokenization import WindowDetokenizer
 from router.emission import Emission
 from router.job import Job, Prompt
 from router.ledger import Charge
@@ -68,7 +70,7 @@ def make_job(*, remote: bool = True, n: int = 1, cached: int | None = None, at_d
     job = Job(
         request_id="r",
         prompt=prompt,
-        emission=Emission(sampling, (), lambda ids: "x" * len(ids), token_ids),
+        emission=Emission(sampling, (), functools.partial(WindowDetokenizer, lambda ids: "x" * len(ids))),
         entry=Entry(0, 0, prompt.demand()),
         arrived_at=10.0,
         deadline=None,

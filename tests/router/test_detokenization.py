@@ -1,23 +1,27 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from router.detokenization import IncrementalDetokenizer, StopStrings
+from router.detokenization import ByteDetokenizer, Detokenizer, StopStrings, WindowDetokenizer
 from tests.router.conftest import BOS, EOS
 
 
 def pieces_of(decode: object, token_ids: Sequence[int], context: Sequence[int] = ()) -> list[str]:
-    detokenizer = IncrementalDetokenizer(decode, context)  # type: ignore[arg-type]
+    return pieces_by(WindowDetokenizer(decode, context), token_ids)  # type: ignore[arg-type]
+
+
+def pieces_by(detokenizer: Detokenizer, token_ids: Iterable[int]) -> list[str]:
     return [*(detokenizer.push(token_id) for token_id in token_ids), detokenizer.flush()]
 
 
-class TestIncrementalDetokenizer:
+class TestWindowDetokenizer:
     @given(
         st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=40), st.data()
     )
@@ -59,6 +63,29 @@ class TestIncrementalDetokenizer:
         tokenizer.decoder = decoders.Metaspace()
         assert pieces_of(tokenizer.decode, [1], context=[0]) == [" world", ""]
         assert pieces_of(tokenizer.decode, [1]) == ["world", ""]
+
+
+class TestByteDetokenizer:
+    PIECES: ClassVar[dict[int, bytes]] = {byte: bytes([byte]) for byte in range(256)} | {
+        256: "é🙂".encode(),
+        257: b" \xf0\x9f",
+        258: b"",
+    }
+
+    @given(st.lists(st.sampled_from([*range(0x60, 0x64), *range(0xC0, 0x100), *range(0x80, 0xA0), 256, 257, 258, 259])))
+    def test_the_pieces_add_up_to_the_text_of_the_whole(self, token_ids: list[int]) -> None:
+        whole = b"".join(self.PIECES.get(token_id, b"") for token_id in token_ids)
+        assert "".join(pieces_by(ByteDetokenizer(self.PIECES), token_ids)) == whole.decode("utf-8", "replace")
+
+    def test_a_character_comes_out_whole_with_its_last_byte(self) -> None:
+        assert pieces_by(ByteDetokenizer(self.PIECES), "🙂!".encode()) == ["", "", "", "🙂", "!", ""]
+
+    def test_an_incomplete_end_comes_out_as_a_replacement_character(self) -> None:
+        assert pieces_by(ByteDetokenizer(self.PIECES), b"a\xf0\x9f") == ["a", "", "", "\ufffd"]
+
+    def test_a_character_that_the_prompt_begins_is_ended(self) -> None:
+        first, *rest = "🙂!".encode()
+        assert pieces_by(ByteDetokenizer(self.PIECES, [ord("a"), first]), rest) == ["", "", "🙂", "!", ""]
 
 
 def byte_token(tokenizer: Tokenizer, byte: int) -> int:

@@ -8,12 +8,17 @@ from tokenizers import Tokenizer
 from baton.internal.v1 import worker_pb2
 from baton.requests import Delivered, FinishReason, Grammar, GrammarKind, SamplingParams
 from baton.v1 import inference_pb2
+from router.detokenization import WindowDetokenizer
 from router.emission import Emission
 from tests.router.conftest import EOS
 
 
 def emission(tokenizer: Tokenizer, *, stops: Sequence[str] = (), n: int = 1, min_tokens: int = 0) -> Emission:
-    return Emission(SamplingParams(max_tokens=100, n=n, min_tokens=min_tokens), stops, tokenizer.decode, ())
+    return Emission(
+        SamplingParams(max_tokens=100, n=n, min_tokens=min_tokens),
+        stops,
+        functools.partial(WindowDetokenizer, tokenizer.decode),
+    )
 
 
 def token(
@@ -65,14 +70,19 @@ def test_the_text_of_a_stop_token_is_sent_if_asked_for(tokenizer: Tokenizer) -> 
     tokens = tokens_for(tokenizer, "hi!")
     tokens[-1].finish_reason = inference_pb2.FINISH_REASON_STOP
     sampling = SamplingParams(max_tokens=9, stop_token_ids=(tokens[-1].token_id,))
-    out = Emission(sampling, (), tokenizer.decode, (), include_stop=True)
+    out = Emission(sampling, (), functools.partial(WindowDetokenizer, tokenizer.decode), include_stop=True)
     deltas = out.take(tokens)
     assert text_of(deltas) == "hi!"
     assert deltas[-1].stop_token_id == tokens[-1].token_id
 
 
 def test_the_text_of_a_stop_string_is_sent_if_asked_for(tokenizer: Tokenizer) -> None:
-    out = Emission(SamplingParams(max_tokens=99), ["lo wo"], tokenizer.decode, (), include_stop=True)
+    out = Emission(
+        SamplingParams(max_tokens=99),
+        ["lo wo"],
+        functools.partial(WindowDetokenizer, tokenizer.decode),
+        include_stop=True,
+    )
     deltas = out.take(tokens_for(tokenizer, "hello world"))
     assert text_of(deltas) == "hello wo"
     assert deltas[-1].stop_text == "lo wo"
@@ -80,7 +90,12 @@ def test_the_text_of_a_stop_string_is_sent_if_asked_for(tokenizer: Tokenizer) ->
 
 def test_special_tokens_are_text_if_asked_for_but_not_the_eos_that_ends(tokenizer: Tokenizer) -> None:
     decode = functools.partial(tokenizer.decode, skip_special_tokens=False)
-    out = Emission(SamplingParams(max_tokens=99, eos_token_ids=(EOS,)), (), decode, (), include_stop=True)
+    out = Emission(
+        SamplingParams(max_tokens=99, eos_token_ids=(EOS,)),
+        (),
+        functools.partial(WindowDetokenizer, decode),
+        include_stop=True,
+    )
     special = tokenizer.decode([EOS], skip_special_tokens=False)
     deltas = out.take([token(EOS, 0), *tokens_for(tokenizer, "hi"), token(EOS, 3, finish=FinishReason.STOP)])
     assert special
@@ -89,7 +104,11 @@ def test_special_tokens_are_text_if_asked_for_but_not_the_eos_that_ends(tokenize
 
 def test_the_last_token_of_a_grammar_is_text_and_no_stop_token(tokenizer: Tokenizer) -> None:
     grammar = Grammar(GrammarKind.REGEX, ("hi!",))
-    out = Emission(SamplingParams(max_tokens=9, eos_token_ids=(EOS,), grammar=grammar), (), tokenizer.decode, ())
+    out = Emission(
+        SamplingParams(max_tokens=9, eos_token_ids=(EOS,), grammar=grammar),
+        (),
+        functools.partial(WindowDetokenizer, tokenizer.decode),
+    )
     tokens = tokens_for(tokenizer, "hi!")
     tokens[-1].finish_reason = inference_pb2.FINISH_REASON_STOP
     deltas = out.take(tokens)
