@@ -116,7 +116,7 @@ def run_pushes(pipe: Connection, transport: Transport, layout: KVLayout, num_blo
 @click.option("--overlap", is_flag=True, help="Also push a real prefill layer by layer, in float32.")
 @report.json_option
 def command(*, tokens: int, rounds: int, dtype: str, overlap: bool, output: str | None) -> None:
-    """Measure every transport between two processes of this host."""
+    """Measure every transport between two processes of this host, each on half of its cores."""
     kv = kv_layout(Sizes(), dtype)
     num_blocks = kv.num_blocks(tokens)
     torch.set_num_threads(1)

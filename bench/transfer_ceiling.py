@@ -1,6 +1,7 @@
 """What gRPC alone makes between two processes of this host: one stream of raw bytes, nothing done with them.
 
-The limit of the `grpc` transport: same messages, same channel options, each answered, and as many under way.
+The limit of the `grpc` transport: same messages, same channel options, each answered, as many under way, and each
+process on half of the cores.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from multiprocessing.connection import Connection
 import grpc
 
 from baton.config import TransferConfig
+from bench.cores import halves, on_cores
 from kvtransfer.channel import stream_options
 from kvtransfer.data_server import max_message_bytes
 from kvtransfer.heap import keep_freed_memory
@@ -31,24 +33,27 @@ def grpc_bandwidth(num_bytes: int, rounds: int) -> float:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     server = context.Process(target=_serve, args=(there, message_bytes), daemon=True)
-    server.start()
-    there.close()
-    try:
-        keep_freed_memory()
-        with grpc.insecure_channel(here.recv(), options=stream_options(max_message_bytes(message_bytes))) as channel:
-            outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-            stream: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{_SERVICE}/{_NAME}")
-            replies = stream(iter(outbox.get, None))
-            seconds = [
-                _send(messages, outbox, replies, max(2, config.ring_bytes // message_bytes)) for _ in range(rounds + 1)
-            ]
-            outbox.put(None)
-        here.send(None)
-        server.join()
-    finally:
-        if server.is_alive():
-            server.terminate()
+    our_cores, their_cores = halves()
+    with on_cores(our_cores):
+        with on_cores(their_cores):
+            server.start()
+        there.close()
+        try:
+            keep_freed_memory()
+            options = stream_options(max_message_bytes(message_bytes))
+            with grpc.insecure_channel(here.recv(), options=options) as channel:
+                outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+                stream: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{_SERVICE}/{_NAME}")
+                replies = stream(iter(outbox.get, None))
+                window = max(2, config.ring_bytes // message_bytes)
+                seconds = [_send(messages, outbox, replies, window) for _ in range(rounds + 1)]
+                outbox.put(None)
+            here.send(None)
             server.join()
+        finally:
+            if server.is_alive():
+                server.terminate()
+                server.join()
     return len(messages) * message_bytes / statistics.median(seconds[1:])
 
 

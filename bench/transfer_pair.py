@@ -1,6 +1,7 @@
 """The two processes of `baton bench transfer`: a receiver here, a sender there, each with a pool and nothing else.
 
-The sender does what it is told over a pipe: one order for each push, answered by what it measured.
+The sender does what it is told over a pipe: one order for each push, answered by what it measured. Each has half of the
+cores to itself.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from baton.internal.v1 import transfer_pb2, transfer_pb2_grpc
 from baton.metrics import TransferMetrics
 from baton.requests import AttemptRef
 from bench.checkpoint import Sizes
+from bench.cores import halves, on_cores
 from engine.kv.huge_pages import advise_huge_pages
 from engine.kv.layout import KVGroup, KVLayout
 from kvtransfer.pages import PageMemory
@@ -128,21 +130,24 @@ def pair(transport: Transport, layout: KVLayout, num_blocks: int, sending: Sendi
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     child = context.Process(target=sending, args=(there, transport, *arguments), daemon=True)
-    try:
-        host.start(register)
-        receiver.listen("127.0.0.1", host.address)
-        child.start()
-        # A child that dies then ends the pipe here.
-        there.close()
-        yield Pair(receiver, layout, events, here)
-        here.send(None)
-        child.join()
-    finally:
-        if child.is_alive():
-            child.terminate()
+    our_cores, their_cores = halves()
+    with on_cores(our_cores):
+        try:
+            host.start(register)
+            receiver.listen("127.0.0.1", host.address)
+            with on_cores(their_cores):
+                child.start()
+            # A child that dies then ends the pipe here.
+            there.close()
+            yield Pair(receiver, layout, events, here)
+            here.send(None)
             child.join()
-        host.stop()
-        receiver.close()
+        finally:
+            if child.is_alive():
+                child.terminate()
+                child.join()
+            host.stop()
+            receiver.close()
 
 
 def make_pool(layout: KVLayout, num_blocks: int) -> torch.Tensor:

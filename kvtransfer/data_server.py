@@ -65,7 +65,8 @@ class DataServer:
             yield session.reply()
             for message in messages:
                 session.take(message)
-                yield session.reply()
+                if session.owes_reply:
+                    yield session.reply()
         except StopIteration:
             _refuse(context, TransferError("the stream does not begin with a hello"))
         except BatonError as error:

@@ -3,7 +3,7 @@
 Little-endian, 48 bytes:
 
     magic 4s | reservation u64 | attempt u32 | seq u32 | group u16 | slot u16 | first_block u32 | num_blocks u32
-    | payload_bytes u32 | padding 4 | checksum u64
+    | payload_bytes u32 | checksum u64 | acknowledge bool | padding 3
 
 The magic carries the version. What follows the header (the payload, or where it lies) is the transport's business.
 """
@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from baton.errors import TransferError
 
-_HEADER = struct.Struct("<4sQIIHHIII4xQ")
-_MAGIC = b"BKV1"
+_HEADER = struct.Struct("<4sQIIHHIIIQ?3x")
+_MAGIC = b"BKV2"
 
 HEADER_BYTES = _HEADER.size
 
@@ -28,6 +28,7 @@ class Frame(NamedTuple):
         seq: index of the frame in its push, from 0.
         first_block, num_blocks: logical ordinals [first_block, first_block + num_blocks) of `group`.
         checksum: xxh3_64 of the payload; 0 until a wire has read it.
+        acknowledge: whether the receiver replies to this frame at once; others are acknowledged with a later one.
     """
 
     reservation: int
@@ -39,6 +40,7 @@ class Frame(NamedTuple):
     num_blocks: int
     payload_bytes: int
     checksum: int = 0
+    acknowledge: bool = True
 
     def pack(self) -> bytes:
         return _HEADER.pack(_MAGIC, *self)

@@ -189,7 +189,7 @@ class Link:
         """Waits for something to do; raises what ended the link."""
         with self._wake:
             while True:
-                if not wire.in_flight:
+                if not wire.awaits_reply:
                     # With what is sent next the receiver's time to acknowledge begins.
                     self._progress_s = time.monotonic()
                 if self._outcomes:
@@ -212,7 +212,7 @@ class Link:
     def _wait(self, wire: Wire) -> None:
         """Waits for any change; raises TransferError if the receiver has stopped acknowledging. The lock is held."""
         wire.flush()
-        if not wire.in_flight:
+        if not wire.awaits_reply:
             self._wake.wait()
             return
         left_s = self._progress_s + self._settings.timeout_s - time.monotonic()
@@ -225,6 +225,8 @@ class Link:
         push, memory = run.push, self._memory
         num_blocks = max(1, wire.max_payload_bytes // memory.page_bytes)
         block_ids = run.block_ids[:num_blocks]
+        # Of several frames in a row the wire decides which are to be acknowledged.
+        nothing_follows = len(self._data) == 1 and len(block_ids) == len(run.block_ids)
         frame = Frame(
             reservation=push.ticket.reservation,
             attempt=push.ref.attempt,
@@ -234,6 +236,7 @@ class Link:
             first_block=run.first_block,
             num_blocks=len(block_ids),
             payload_bytes=len(block_ids) * memory.page_bytes,
+            acknowledge=nothing_follows,
         )
         wire.send(frame, memory, block_ids)
         push.count(frame)

@@ -47,19 +47,14 @@ class Session:
         self._transport = "grpc"
         self._num_frames = 0
         self._reply = transfer_pb2.StreamReply(max_payload_bytes=receiver.max_payload_bytes)
-        # Payload bytes of the frames that the next reply acknowledges.
-        self.unacknowledged_bytes = 0
+        # Whether the sender waits for a reply.
+        self.owes_reply = True
         if wanted.ring_name:
             self._transport = "shm"
             try:
                 self._ring = open_ring(wanted.ring_name, wanted.ring_bytes)
             except (OSError, ValueError) as error:
                 self._reply.ring_error = str(error)
-
-    @property
-    def owes_answer(self) -> bool:
-        """Whether the next reply answers a call."""
-        return len(self._reply.answers) > 0
 
     def take(self, message: bytes) -> None:
         """Writes the frames of a message, or does what it calls for; raises TransferError where it is neither."""
@@ -74,12 +69,12 @@ class Session:
             if refusal is not None:
                 self._reply.refusals.add(reservation=frame.reservation, status=refusal.status, message=refusal.message)
             self._num_frames += 1
-            self.unacknowledged_bytes += frame.payload_bytes
+            self.owes_reply |= frame.acknowledge or refusal is not None
 
     def reply(self) -> bytes:
         """Acknowledges what was taken; the first one answers the hello."""
         reply, self._reply = self._reply, transfer_pb2.StreamReply()
-        self.unacknowledged_bytes = 0
+        self.owes_reply = False
         reply.num_frames = self._num_frames
         return reply.SerializeToString()
 
@@ -88,6 +83,7 @@ class Session:
             call = transfer_pb2.StreamCall.FromString(message[len(CALL_MAGIC) :])
         except DecodeError:
             raise TransferError("a call is none") from None
+        self.owes_reply = True
         answer = self._reply.answers.add(id=call.id)
         try:
             if call.HasField("commit"):

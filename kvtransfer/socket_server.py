@@ -27,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 # Largest message of either side.
 MAX_MESSAGE_BYTES = 64 << 10
-# Acknowledged at the latest after so many bytes of payload; sooner when nothing more has come.
-_ACKNOWLEDGED_BYTES = 2 << 20
 # Time after which accepting is tried again when it has failed.
 _RETRY_S = 0.5
 # `struct ucred`: pid, uid, gid.
@@ -108,17 +106,10 @@ class SocketServer:
     def _stream(self, connection: socket.socket) -> None:
         session = Session(self._receiver, _receive(connection))
         connection.send(session.reply())
-        message = _receive(connection)
-        while message:
+        while message := _receive(connection):
             session.take(message)
-            following = None
-            if session.unacknowledged_bytes < _ACKNOWLEDGED_BYTES and not session.owes_answer:
-                with contextlib.suppress(BlockingIOError):
-                    following = _receive(connection, socket.MSG_DONTWAIT)
-            if following is None:
+            if session.owes_reply:
                 connection.send(session.reply())
-                following = _receive(connection)
-            message = following
 
 
 def abstract(address: str) -> str:
@@ -133,9 +124,9 @@ def is_same_user(connection: socket.socket) -> bool:
     return bool(user == os.geteuid())
 
 
-def _receive(connection: socket.socket, flags: int = 0) -> bytes:
+def _receive(connection: socket.socket) -> bytes:
     """The next message; empty at the end."""
-    message = connection.recv(MAX_MESSAGE_BYTES + 1, flags)
+    message = connection.recv(MAX_MESSAGE_BYTES + 1)
     if len(message) > MAX_MESSAGE_BYTES:
         raise TransferError(f"a message has more than {MAX_MESSAGE_BYTES} bytes")
     return message

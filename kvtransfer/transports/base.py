@@ -60,8 +60,8 @@ class Wire(Protocol):
         """Largest payload that the receiver takes."""
 
     @property
-    def in_flight(self) -> int:
-        """Frames and calls that were sent and not acknowledged yet."""
+    def awaits_reply(self) -> bool:
+        """Whether the receiver is to acknowledge frames or to answer a call, once all is flushed."""
 
     def has_room(self) -> bool:
         """Whether `send` takes a frame of the largest size now."""

@@ -65,7 +65,7 @@ class LoopbackListener:
 class LoopbackWire:
     """Writes into the receiver from the link's thread."""
 
-    in_flight = 0
+    awaits_reply = False
 
     def __init__(self, receiver: Receiver, origin: Origin, events: WireEvents) -> None:
         self.max_payload_bytes = receiver.max_payload_bytes

@@ -84,7 +84,11 @@ class StreamWire:
         self._events = events
         self._lock = threading.Lock()
         self._space = RingSpace(payloads.capacity_bytes)
+        self._num_frames = 0
         self._num_acknowledged = 0
+        # Frames up to the last one that is to be acknowledged, and payload that was sent since.
+        self._num_asked = 0
+        self._unasked_bytes = 0
         # Calls that wait for their answers.
         self._calls: dict[int, Answer] = {}
         self._num_calls = 0
@@ -113,18 +117,19 @@ class StreamWire:
             raise
 
     @property
-    def in_flight(self) -> int:
+    def awaits_reply(self) -> bool:
         with self._lock:
-            return self._space.num_pieces + len(self._calls)
+            return self._num_acknowledged < self._num_asked or len(self._calls) > 0
 
     def has_room(self) -> bool:
         with self._lock:
-            return self._space.num_pieces < _MAX_FRAMES and self._space.has_room(self.max_payload_bytes)
+            return self._has_room()
 
     def send(self, frame: Frame, memory: PageMemory, block_ids: BlockIds) -> None:
         with self._lock:
             position = self._space.allocate(frame.payload_bytes)
-        part = self._payloads.put(frame, memory, block_ids, position)
+            acknowledge = self._ask(frame)
+        part = self._payloads.put(frame._replace(acknowledge=acknowledge), memory, block_ids, position)
         if self._message_bytes + len(part) > self._max_message_bytes:
             self.flush()
         self._message.append(part)
@@ -153,6 +158,28 @@ class StreamWire:
         self._pipe.end()
         self._reader.join()
         self._pipe.close()
+
+    def _has_room(self) -> bool:
+        return self._space.num_pieces < _MAX_FRAMES and self._space.has_room(self.max_payload_bytes)
+
+    def _ask(self, frame: Frame) -> bool:
+        """Whether to ask for an acknowledgement of a frame that has taken its room; the lock is held.
+
+        Each reply wakes two threads here, so beside those that the link asks for there are as few as keep up the flow:
+        one for each half of the room.
+        """
+        self._num_frames += 1
+        self._unasked_bytes += frame.payload_bytes
+        due = (
+            frame.acknowledge
+            or 2 * self._unasked_bytes >= self._space.capacity_bytes
+            or 2 * (self._num_frames - self._num_asked) >= _MAX_FRAMES
+            or not self._has_room()
+        )
+        if due:
+            self._num_asked = self._num_frames
+            self._unasked_bytes = 0
+        return due
 
     def _greet(self, timeout_s: float) -> None:
         """Waits for the answer to the hello."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 
 import pytest
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from bench import ceilings, transfer
 from bench.checkpoint import Sizes
 from bench.cli import bench
+from bench.cores import halves, on_cores
 from bench.transfer import Result, overlap_table, transfer_table
 from bench.transfer_overlap import Overlap, measure_overlap
 
@@ -51,3 +53,20 @@ def test_rates_are_those_of_the_median() -> None:
 def test_what_is_exposed_is_a_share_of_the_prefill_alone() -> None:
     table = overlap_table({"shm": Overlap(alone_s=2.0, pushing_s=2.1, exposed_s=0.03)}, 2048)
     assert table.rows == [("shm", "2000", "2100", "30.0", "1.5%")]
+
+
+@pytest.mark.parametrize(
+    ("cores", "ours", "theirs"), [({3, 1, 2, 0}, [0, 1], [2, 3]), ({5, 7, 6}, [5], [6, 7]), ({4}, [4], [4])]
+)
+def test_each_process_has_half_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: set[int], ours: list[int], theirs: list[int]
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
+    assert halves() == (ours, theirs)
+
+
+def test_what_was_kept_to_some_cores_gets_all_of_them_back() -> None:
+    before = os.sched_getaffinity(0)
+    with on_cores({max(before)}):
+        assert os.sched_getaffinity(0) == {max(before)}
+    assert os.sched_getaffinity(0) == before

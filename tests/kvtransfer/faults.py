@@ -103,8 +103,8 @@ class FaultyWire:
         self._plan = plan
 
     @property
-    def in_flight(self) -> int:
-        return self._real.in_flight
+    def awaits_reply(self) -> bool:
+        return self._real.awaits_reply
 
     def send(self, frame: Frame, memory: PageMemory, block_ids: BlockIds) -> None:
         fault = self._plan(frame)

@@ -60,7 +60,7 @@ def payload_of(num_blocks: int, seed: int = 3) -> Bytes:
 
 
 def frame_of(
-    ticket: transfer_pb2.Ticket, seq: int, group: int, slot: int, first_block: int, payload: Bytes, **changes: int
+    ticket: transfer_pb2.Ticket, seq: int, group: int, slot: int, first_block: int, payload: Bytes, **changes: Any
 ) -> Frame:
     return Frame(
         reservation=ticket.reservation,

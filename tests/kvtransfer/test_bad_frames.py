@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_a_corrupt_frame_ends_the_transfer(decode: DecodeSide) -> None:
     ],
 )
 def test_a_frame_that_was_not_asked_for_is_not_written(
-    decode: DecodeSide, changes: dict[str, int], problem: str
+    decode: DecodeSide, changes: dict[str, Any], problem: str
 ) -> None:
     """The first frame, of slot 0, is right; the second would be right for slot 1 but for `changes`."""
     ticket = opened(decode, (1, 4, [5, 6]))

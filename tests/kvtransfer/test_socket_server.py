@@ -10,6 +10,7 @@ import pytest
 
 from baton.errors import UnavailableError
 from baton.internal.v1 import transfer_pb2
+from kvtransfer.frame import HEADER_BYTES, Frame
 from kvtransfer.ring import create_ring, unlink_ring
 from kvtransfer.session import CALL_MAGIC, OFFSET
 from kvtransfer.socket_server import MAX_MESSAGE_BYTES, abstract
@@ -95,6 +96,18 @@ def test_open_frames_and_commit_go_one_way(decode: DecodeSide, stream: Stream, r
     assert stream.commit(ticket, 2).status == ""
     assert decode.events.of(A) == ["committed"]
     assert decode.pages[:2, [5, 6]].tobytes() == payload_of(6)[:1024].tobytes()
+
+
+def test_a_frame_gets_a_reply_if_it_asks_for_one_or_is_refused(
+    decode: DecodeSide, stream: Stream, ring_name: str
+) -> None:
+    stream.hello(ring_name)
+    first, second = frames(opened(decode, (1, 0, [5, 6])))
+    unasking = Frame.unpack(first)._replace(acknowledge=False).pack() + first[HEADER_BYTES:]
+    stream.socket.send(unasking)
+    assert stream.send(second).num_frames == 2
+    refused = stream.send(unasking)
+    assert (refused.num_frames, len(refused.refusals)) == (3, 1)
 
 
 def test_a_call_that_is_refused_says_why_and_the_stream_goes_on(
