@@ -16,6 +16,7 @@ import numpy.typing as npt
 from engine.cpu_kernels.arithmetic import FloatArray, PageArray
 from engine.cpu_kernels.compiling import kernel, parallel_kernel
 from engine.cpu_kernels.elementwise import narrow, rms_norm, rotate_head, silu_multiply
+from engine.cpu_kernels.pointers import call
 from engine.cpu_kernels.product import BLOCK_ROWS, PANEL_COLUMNS, SHARE_PANELS, multiply, num_shares, share_at
 from engine.cpu_kernels.rule import Rule
 from engine.cpu_kernels.shares import next_share
@@ -186,7 +187,7 @@ def _gate(counters: Counters, stage: int, normed: FloatArray, weights: LayerWeig
 
 
 @kernel
-def _work_on(
+def work_on(
     stage: int,
     counters: Counters,
     x: FloatArray,
@@ -228,6 +229,7 @@ def decoder_layer(
     rule: Rule,
     buffers: Buffers,
     num_threads: int,
+    work_on_address: int,
 ) -> FloatArray:
     """x += attention(norm(x)); x += down(silu(gate) * up)(norm(x)); for the rows whose output is wanted.
 
@@ -250,5 +252,5 @@ def decoder_layer(
             normed, gated = normed[:count], gated[:count]
         for _ in numba.prange(num_threads):
             step = Buffers(normed, query, attended, gated)
-            _work_on(stage, counters, x, weights, tokens, pages, work, rule, step)
+            call(work_on_address, (stage, counters, x, weights, tokens, pages, work, rule, step))
     return x

@@ -10,7 +10,8 @@ import torch
 from engine.attention.cpu import make_rule, step_work
 from engine.attention.paged import PagedDispatch
 from engine.cpu_kernels.arithmetic import FloatArray, PageArray
-from engine.cpu_kernels.decoder_layer import Buffers, LayerWeights, Tokens, decoder_layer
+from engine.cpu_kernels.decoder_layer import Buffers, LayerWeights, Tokens, decoder_layer, work_on
+from engine.cpu_kernels.pointers import address_of
 from engine.cpu_kernels.product import PANEL_COLUMNS, pack
 from engine.cpu_kernels.threads import use_threads
 from engine.cpu_kernels.views import elements
@@ -58,6 +59,7 @@ class FusedDecoderLayer(torch.nn.Module):
         self._attention = attention
         self._workspace = workspace
         self._last = last
+        self._work_on = 0
         self._rule = make_rule(
             attention.num_heads, scale=own.scaling, window=attention.window, softcap=None, sinks=None
         )
@@ -109,17 +111,25 @@ class FusedDecoderLayer(torch.nn.Module):
             raise ValueError(f"rotations of {cosine.shape[-1]} dimensions, heads of {self._attention.head_dim}")
         rows = attention_dispatch.logit_rows if self._last else None
         paged = attention_dispatch.enter(self._layer_index, only_logit_rows=rows is not None)
+        x = elements(hidden_states[0])
+        tokens = Tokens(elements(cosine[0]), elements(sine[0]), paged.group.slot_mapping.numpy())
+        pages = elements(paged.pages)
+        work = step_work(paged.context, paged.group, self._attention.num_heads // self._attention.num_kv_heads)
+        buffers = self._workspace.of(hidden_states.shape[1])
+        if not self._work_on:
+            self._work_on = address_of(work_on, 0, _NONE, x, self._weights, tokens, pages, work, self._rule, buffers)
         x = decoder_layer(
-            elements(hidden_states[0]),
+            x,
             self._weights,
-            Tokens(elements(cosine[0]), elements(sine[0]), paged.group.slot_mapping.numpy()),
-            elements(paged.pages),
+            tokens,
+            pages,
             _NONE if rows is None else rows.numpy(),
             rows is not None,
-            step_work(paged.context, paged.group, self._attention.num_heads // self._attention.num_kv_heads),
+            work,
             self._rule,
-            self._workspace.of(hidden_states.shape[1]),
+            buffers,
             use_threads(),
+            self._work_on,
         )
         attention_dispatch.leave(self._layer_index)
         return torch.from_numpy(x)[None]
