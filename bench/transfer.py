@@ -28,7 +28,7 @@ from bench.transfer_overlap import Overlap, measure_overlap
 from bench.transfer_pair import Pair, Pushing, Transport, cpu_s, kv_layout, make_pool, make_sender, pair
 from engine.kv.layout import KVLayout
 
-TRANSPORTS: tuple[Transport, ...] = ("shm", "grpc")
+TRANSPORTS: tuple[Transport, ...] = ("shm", "collective", "grpc")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

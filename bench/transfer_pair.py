@@ -37,7 +37,7 @@ from kvtransfer.service import KVTransferService
 from kvtransfer.ticket import layout_fingerprint
 from worker.host import WorkerHost
 
-Transport: TypeAlias = Literal["shm", "grpc"]
+Transport: TypeAlias = Literal["shm", "collective", "grpc"]
 # Runs in the sender's process: answers each (ticket, order) until the pipe says None.
 Sending: TypeAlias = Callable[..., None]
 

@@ -6,6 +6,7 @@ Messages are raw bytes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from concurrent import futures
 from typing import TYPE_CHECKING, NoReturn
@@ -43,6 +44,7 @@ class DataServer:
     def __init__(self, receiver: Receiver, host: str) -> None:
         keep_freed_memory()
         self._receiver = receiver
+        self._host = host
         self._threads = futures.ThreadPoolExecutor(MAX_STREAMS, thread_name_prefix="kv-data")
         self._server = grpc.server(
             self._threads,
@@ -61,12 +63,12 @@ class DataServer:
 
     def _serve(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         try:
-            session = Session(self._receiver, next(messages))
-            yield session.reply()
-            for message in messages:
-                session.take(message)
-                if session.owes_reply:
-                    yield session.reply()
+            with contextlib.closing(Session(self._receiver, next(messages), host=self._host)) as session:
+                yield session.reply()
+                for message in messages:
+                    session.take(message)
+                    if session.owes_reply:
+                        yield session.reply()
         except StopIteration:
             _refuse(context, TransferError("the stream does not begin with a hello"))
         except BatonError as error:

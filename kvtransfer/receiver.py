@@ -61,6 +61,7 @@ class Receiver:
 
     Attributes:
         max_payload_bytes: largest payload of one frame that is accepted.
+        timeout_s: longest wait for a sender that has begun something.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Receiver:
         self._metrics = metrics
         self._events = events
         self.max_payload_bytes = max(config.frame_bytes, memory.page_bytes)
+        self.timeout_s = config.timeout_s
         self._lock = threading.Lock()
         self._by_id: dict[int, Reservation] = {}
         self._by_ref: dict[AttemptRef, Reservation] = {}

@@ -7,32 +7,35 @@ and harms no other; what is no frame ends the stream.
 from __future__ import annotations
 
 import queue
-import struct
 from typing import TYPE_CHECKING
 
-import numpy as np
 from google.protobuf.message import DecodeError
 
 from baton.errors import BatonError, StaleAttemptError, TransferError
 from baton.internal.v1 import transfer_pb2
 from kvtransfer.frame import HEADER_BYTES, Frame
-from kvtransfer.pages import Bytes
 from kvtransfer.reservation import Origin
-from kvtransfer.ring import Ring, open_ring
+from kvtransfer.sources import InlineSource, Source, open_source
 
 if TYPE_CHECKING:
     from kvtransfer.receiver import Receiver
 
-# Behind the header of a frame whose payload lies in a ring: the payload's offset there.
-OFFSET = struct.Struct("<Q")
 # What a StreamCall begins with, in place of a frame's magic.
 CALL_MAGIC = b"BKVC"
 
 
 class Session:
-    """Called by one thread. Raises TransferError where `hello` is none, StaleAttemptError where it means another."""
+    """Called by one thread.
 
-    def __init__(self, receiver: Receiver, hello: bytes) -> None:
+    Args:
+        host: address at which the sender may make a group with this process; None for a stream that has none.
+
+    Raises:
+        TransferError: `hello` is none.
+        StaleAttemptError: it means another receiver.
+    """
+
+    def __init__(self, receiver: Receiver, hello: bytes, *, host: str | None = None) -> None:
         try:
             wanted = transfer_pb2.StreamHello.FromString(hello)
         except DecodeError:
@@ -43,18 +46,15 @@ class Session:
             )
         self._receiver = receiver
         self._origin = Origin(wanted.sender, wanted.sender_epoch)
-        self._ring: Ring | None = None
-        self._transport = "grpc"
+        self._source: Source = InlineSource()
         self._num_frames = 0
         self._reply = transfer_pb2.StreamReply(max_payload_bytes=receiver.max_payload_bytes)
         # Whether the sender waits for a reply.
         self.owes_reply = True
-        if wanted.ring_name:
-            self._transport = "shm"
-            try:
-                self._ring = open_ring(wanted.ring_name, wanted.ring_bytes)
-            except (OSError, ValueError) as error:
-                self._reply.ring_error = str(error)
+        try:
+            self._source = open_source(wanted, host, receiver.max_payload_bytes, receiver.timeout_s)
+        except (OSError, ValueError) as error:
+            self._reply.payload_error = str(error)
 
     def take(self, message: bytes) -> None:
         """Writes the frames of a message, or does what it calls for; raises TransferError where it is neither."""
@@ -64,8 +64,8 @@ class Session:
         offset = 0
         while offset < len(message):
             frame = Frame.unpack(message, offset)
-            payload, offset = self._payload(frame, message, offset + HEADER_BYTES)
-            refusal = self._receiver.write(frame, payload, self._origin, self._transport)
+            payload, offset = self._source.payload(frame, message, offset + HEADER_BYTES)
+            refusal = self._receiver.write(frame, payload, self._origin, self._source.transport)
             if refusal is not None:
                 self._reply.refusals.add(reservation=frame.reservation, status=refusal.status, message=refusal.message)
             self._num_frames += 1
@@ -78,6 +78,10 @@ class Session:
         reply.num_frames = self._num_frames
         return reply.SerializeToString()
 
+    def close(self) -> None:
+        """The stream has ended. Idempotent."""
+        self._source.close()
+
     def _call(self, message: bytes) -> None:
         try:
             call = transfer_pb2.StreamCall.FromString(message[len(CALL_MAGIC) :])
@@ -88,6 +92,8 @@ class Session:
         try:
             if call.HasField("commit"):
                 self._commit(call.commit)
+            elif call.HasField("store"):
+                answer.value = self._source.store(call.store)
             else:
                 self._receiver.open(call.open)
         except BatonError as error:
@@ -102,16 +108,6 @@ class Session:
         )
         if (error := outcome.get()) is not None:
             raise error
-
-    def _payload(self, frame: Frame, message: bytes, offset: int) -> tuple[Bytes, int]:
-        """The payload of a frame whose header ends at `offset`, and where the next frame begins."""
-        end = offset + (frame.payload_bytes if self._ring is None else OFFSET.size)
-        if end > len(message):
-            raise TransferError(f"frame {frame.seq} is cut off: {len(message) - offset} bytes follow its header")
-        if self._ring is None:
-            return np.frombuffer(message, dtype=np.uint8, count=frame.payload_bytes, offset=offset), end
-        (position,) = OFFSET.unpack_from(message, offset)
-        return self._ring.view(position, frame.payload_bytes), end
 
 
 def failure(error: BatonError) -> bytes:

@@ -104,12 +104,12 @@ class SocketServer:
             connection.close()
 
     def _stream(self, connection: socket.socket) -> None:
-        session = Session(self._receiver, _receive(connection))
-        connection.send(session.reply())
-        while message := _receive(connection):
-            session.take(message)
-            if session.owes_reply:
-                connection.send(session.reply())
+        with contextlib.closing(Session(self._receiver, _receive(connection))) as session:
+            connection.send(session.reply())
+            while message := _receive(connection):
+                session.take(message)
+                if session.owes_reply:
+                    connection.send(session.reply())
 
 
 def abstract(address: str) -> str:

@@ -8,7 +8,7 @@ from baton.errors import BatonError
 from baton.metrics import buckets
 from baton.metrics.families import Families, statuses
 
-TRANSPORTS = ("loopback", "shm", "grpc")
+TRANSPORTS = ("loopback", "shm", "collective", "grpc")
 REASONS = ("checksum", *sorted({*statuses(BatonError)}))
 
 

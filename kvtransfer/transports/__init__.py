@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 TRANSPORTS = {
     "loopback": "kvtransfer.transports.loopback:LoopbackTransport",
     "shm": "kvtransfer.transports.shm:ShmTransport",
+    "collective": "kvtransfer.transports.collective:CollectiveTransport",
     "grpc": "kvtransfer.transports.grpc:GrpcTransport",
 }
 

@@ -84,6 +84,7 @@ class InlinePayloads:
     """The one copy on the sending side is the message."""
 
     ring_name = ""
+    in_group = False
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes

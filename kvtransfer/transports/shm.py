@@ -11,8 +11,8 @@ from baton.internal.v1 import transfer_pb2
 from kvtransfer.frame import Frame
 from kvtransfer.pages import BlockIds, PageMemory
 from kvtransfer.ring import create_ring, shm_domain, sweep_rings, unlink_ring
-from kvtransfer.session import OFFSET
 from kvtransfer.socket_server import MAX_MESSAGE_BYTES, SocketServer, abstract, is_same_user
+from kvtransfer.sources import OFFSET
 from kvtransfer.transports.base import Control, TransportUnavailableError, Wire, WireEvents, WireSettings
 from kvtransfer.transports.stream import StreamControl, StreamWire
 
@@ -113,6 +113,8 @@ class SocketPipe:
 
 class RingPayloads:
     """Raises OSError where there is no room for the ring."""
+
+    in_group = False
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes

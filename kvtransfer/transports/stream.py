@@ -1,15 +1,18 @@
-"""The sending end of the data plane's stream, which `grpc` and `shm` share.
+"""The sending end of the data plane's stream, which all transports between processes share.
 
 One stream carries all frames of a link: hello first, then messages of one or more frames; replies acknowledge them. The
-two transports differ in the pipe that carries messages, and in where payloads lie: behind their headers, or in a ring.
+transports differ in the pipe that carries messages, and in how payloads pass: behind their headers, in a ring, or in a
+group of `torch.distributed`.
 
 Threads: the link's thread calls; one thread reads replies.
 """
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from google.protobuf.message import DecodeError
@@ -25,7 +28,7 @@ from kvtransfer.session import CALL_MAGIC
 from kvtransfer.transports.base import TransportUnavailableError, WireEvents, WireSettings
 
 # Frames that may be under way, so that their messages and replies find room in any socket's buffers and nobody blocks.
-_MAX_FRAMES = 128
+MAX_FRAMES = 128
 
 
 class Pipe(Protocol):
@@ -45,7 +48,7 @@ class Pipe(Protocol):
 
 
 class Payloads(Protocol):
-    """Where the payloads of frames lie on their way."""
+    """How the payloads of frames pass: the other end of a receiver's `Source`."""
 
     @property
     def capacity_bytes(self) -> int:
@@ -53,7 +56,11 @@ class Payloads(Protocol):
 
     @property
     def ring_name(self) -> str:
-        """The shared-memory file that payloads lie in; empty where they follow their headers."""
+        """The shared-memory file that payloads lie in; empty where there is none."""
+
+    @property
+    def in_group(self) -> bool:
+        """Whether they pass in a group."""
 
     def max_message_bytes(self, max_payload_bytes: int) -> int:
         """Largest message of several frames, given the largest payload of one; 0 where each frame goes at once."""
@@ -90,7 +97,7 @@ class StreamWire:
         self._num_asked = 0
         self._unasked_bytes = 0
         # Calls that wait for their answers.
-        self._calls: dict[int, Answer] = {}
+        self._calls: dict[int, Callable[[transfer_pb2.CallAnswer], None]] = {}
         self._num_calls = 0
         self._closing = False
         # Frames of the message that is being filled: small ones may share one.
@@ -105,8 +112,11 @@ class StreamWire:
             sender_epoch=settings.origin.epoch,
             ring_name=payloads.ring_name,
             ring_bytes=payloads.capacity_bytes if payloads.ring_name else 0,
+            group=payloads.in_group,
         )
-        self._greeting: queue.SimpleQueue[transfer_pb2.StreamReply | BatonError] = queue.SimpleQueue()
+        # What the link's thread waits for: the answer to the hello, then those that it asks for, or why none will come.
+        self._awaited: queue.SimpleQueue[transfer_pb2.StreamReply | transfer_pb2.CallAnswer | BatonError]
+        self._awaited = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name=f"kv-replies-{settings.worker}", daemon=True)
         self._reader.start()
         pipe.send(hello.SerializeToString())
@@ -144,7 +154,20 @@ class StreamWire:
             self._message.clear()
             self._message_bytes = self._message_payload_bytes = 0
 
-    def call(self, call: transfer_pb2.StreamCall, answer: Answer) -> None:
+    def ask(self, call: transfer_pb2.StreamCall, timeout_s: float) -> transfer_pb2.CallAnswer:
+        """Sends a call and waits for its answer; before there are frames.
+
+        Raises:
+            BatonError: the receiver refuses it, or does not answer.
+        """
+        self.call(call, self._awaited.put)
+        answer = self._await(timeout_s)
+        assert isinstance(answer, transfer_pb2.CallAnswer)
+        if answer.status:
+            raise from_status(answer.status, answer.message)
+        return answer
+
+    def call(self, call: transfer_pb2.StreamCall, answer: Callable[[transfer_pb2.CallAnswer], None]) -> None:
         """Sends a call, after the frames that were sent before; `answer` is not called if the wire breaks."""
         self.flush()
         with self._lock:
@@ -160,7 +183,7 @@ class StreamWire:
         self._pipe.close()
 
     def _has_room(self) -> bool:
-        return self._space.num_pieces < _MAX_FRAMES and self._space.has_room(self.max_payload_bytes)
+        return self._space.num_pieces < MAX_FRAMES and self._space.has_room(self.max_payload_bytes)
 
     def _ask(self, frame: Frame) -> bool:
         """Whether to ask for an acknowledgement of a frame that has taken its room; the lock is held.
@@ -173,7 +196,7 @@ class StreamWire:
         due = (
             frame.acknowledge
             or 2 * self._unasked_bytes >= self._space.capacity_bytes
-            or 2 * (self._num_frames - self._num_asked) >= _MAX_FRAMES
+            or 2 * (self._num_frames - self._num_asked) >= MAX_FRAMES
             or not self._has_room()
         )
         if due:
@@ -184,26 +207,33 @@ class StreamWire:
     def _greet(self, timeout_s: float) -> None:
         """Waits for the answer to the hello."""
         try:
-            reply = self._greeting.get(timeout=timeout_s)
-        except queue.Empty:
-            raise UnavailableError(f"{self._address} did not answer within {timeout_s:g} s") from None
+            reply = self._await(timeout_s)
         finally:
             self._payloads.settle()
-        if isinstance(reply, BatonError):
-            raise reply
-        if reply.ring_error:
-            raise TransportUnavailableError(f"{self._address} cannot map the ring: {reply.ring_error}")
+        assert isinstance(reply, transfer_pb2.StreamReply)
+        if reply.payload_error:
+            raise TransportUnavailableError(f"{self._address} cannot take payloads this way: {reply.payload_error}")
         self.max_payload_bytes = min(self.max_payload_bytes, reply.max_payload_bytes)
         self._max_message_bytes = self._payloads.max_message_bytes(self.max_payload_bytes)
+
+    def _await(self, timeout_s: float) -> transfer_pb2.StreamReply | transfer_pb2.CallAnswer:
+        """The next answer; raises BatonError where none comes."""
+        try:
+            answer = self._awaited.get(timeout=timeout_s)
+        except queue.Empty:
+            raise UnavailableError(f"{self._address} did not answer within {timeout_s:g} s") from None
+        if isinstance(answer, BatonError):
+            raise answer
+        return answer
 
     def _read(self) -> None:
         """Hands replies on until the stream ends; it is broken if nobody has closed it."""
         try:
-            self._greeting.put(self._receive())
+            self._awaited.put(self._receive())
             while True:
                 self._acknowledge(self._receive())
         except BatonError as error:
-            self._greeting.put(error)
+            self._awaited.put(error)
             if not self._closing:
                 self._events.broken(error)
 
@@ -226,7 +256,7 @@ class StreamWire:
             self._events.refused(refusal.reservation, from_status(refusal.status, refusal.message))
         for call, answer in answers:
             if call is not None:
-                call(from_status(answer.status, answer.message) if answer.status else None)
+                call(answer)
         self._events.progressed()
 
 
@@ -239,10 +269,10 @@ class StreamControl:
         self._aborts: Aborts | None = None
 
     def open(self, request: transfer_pb2.OpenRequest, answer: Answer) -> None:
-        self._wire.call(transfer_pb2.StreamCall(open=request), answer)
+        self._wire.call(transfer_pb2.StreamCall(open=request), functools.partial(_tell, answer))
 
     def commit(self, request: transfer_pb2.CommitRequest, answer: Answer) -> None:
-        self._wire.call(transfer_pb2.StreamCall(commit=request), answer)
+        self._wire.call(transfer_pb2.StreamCall(commit=request), functools.partial(_tell, answer))
 
     def abort(self, request: transfer_pb2.AbortRequest) -> None:
         if self._aborts is None:
@@ -252,3 +282,7 @@ class StreamControl:
     def close(self) -> None:
         if self._aborts is not None:
             self._aborts.close()
+
+
+def _tell(whom: Answer, answer: transfer_pb2.CallAnswer) -> None:
+    whom(from_status(answer.status, answer.message) if answer.status else None)

@@ -89,7 +89,8 @@ def test_a_series_is_described_and_its_labels_do_not_clash_with_those_of_a_targe
 def test_labels_have_the_values_of_what_they_count() -> None:
     assert set(router.DECISIONS) == {decision.value for decision in Decision}
     assert set(router.FAILURES) == {kind.value for kind in FailureKind}
-    assert set(transfer.TRANSPORTS) == set(transports.TRANSPORTS) == set(TransferConfig().transports)
+    assert set(transfer.TRANSPORTS) == set(transports.TRANSPORTS)
+    assert TransferConfig.model_validate({"transports": transfer.TRANSPORTS}).transports == transfer.TRANSPORTS
     assert {"unavailable", "resource_exhausted", "invalid_argument", "internal"} <= set(router.REASONS)
     # Outcomes of their own, and what never becomes a request.
     assert not {"cancelled", "deadline_exceeded", "unauthenticated"} & set(router.REASONS)

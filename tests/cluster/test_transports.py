@@ -18,7 +18,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
     return {family: make_checkpoint(family, root / family) for family in FAMILIES}
 
 
-@pytest.mark.parametrize("transport", ["shm", "grpc"])
+@pytest.mark.parametrize("transport", ["shm", "collective", "grpc"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_equal_those_of_transformers(
     family: str, transport: str, models: dict[str, pathlib.Path]

@@ -11,7 +11,8 @@ import pytest
 from baton.internal.v1 import transfer_pb2
 from kvtransfer.data_server import METHOD
 from kvtransfer.ring import create_ring, unlink_ring
-from kvtransfer.session import CALL_MAGIC, OFFSET
+from kvtransfer.session import CALL_MAGIC
+from kvtransfer.sources import OFFSET
 from tests.kvtransfer.frames import A, B, frame_of, open_request, opened, payload_of
 from tests.kvtransfer.sides import WAIT_S, DecodeSide, ref, small
 
@@ -54,7 +55,7 @@ def stream(decode: DecodeSide) -> Iterator[Stream]:
 
 def test_frames_are_acknowledged_in_number(decode: DecodeSide, stream: Stream) -> None:
     greeting = stream.hello()
-    assert (greeting.max_payload_bytes, greeting.ring_error) == (1024, "")
+    assert (greeting.max_payload_bytes, greeting.payload_error) == (1024, "")
     ticket = opened(decode, (0, 0, [5, 6]))
     payload = payload_of(2)
     one = frame_of(ticket, 0, 0, 0, 0, payload).pack() + payload.tobytes()
@@ -144,7 +145,7 @@ def test_a_message_beyond_the_limit_ends_the_stream(stream: Stream) -> None:
 def test_a_payload_beyond_the_ring_ends_the_stream(decode: DecodeSide, stream: Stream) -> None:
     name, ring = create_ring(4096)
     try:
-        assert stream.hello(ring_name=name, ring_bytes=4096).ring_error == ""
+        assert stream.hello(ring_name=name, ring_bytes=4096).payload_error == ""
     finally:
         unlink_ring(name)
     ticket = opened(decode, (0, 0, [5, 6]))
@@ -161,4 +162,4 @@ def test_a_payload_beyond_the_ring_ends_the_stream(decode: DecodeSide, stream: S
 @pytest.mark.parametrize("name", ["../../etc/passwd", "baton-kv-1-0123456789abcdef"])
 def test_a_ring_that_cannot_be_mapped_is_told(stream: Stream, name: str) -> None:
     reply = stream.hello(ring_name=name, ring_bytes=4096)
-    assert reply.ring_error != ""
+    assert reply.payload_error != ""

@@ -25,14 +25,14 @@ SOURCE = [3, 4, 5, 6, 9, 8]
 TARGET = [20, 22, 21, 30, 31, 32]
 
 
-@pytest.fixture(params=["shm", "grpc"])
+@pytest.fixture(params=["shm", "collective", "grpc"])
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
 def decode() -> Iterator[DecodeSide]:
-    side = DecodeSide(small("loopback", "shm", "grpc"))
+    side = DecodeSide(small("loopback", "shm", "collective", "grpc"))
     yield side
     side.close()
 

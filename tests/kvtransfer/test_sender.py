@@ -25,9 +25,10 @@ from baton.errors import (
 )
 from baton.requests import AttemptRef
 from engine.kv.layout import KVGroup, KVLayout
-from kvtransfer import session
+from kvtransfer import sources
 from kvtransfer.link import Link
 from kvtransfer.ring import SHM_DIR
+from kvtransfer.transports import collective
 from kvtransfer.transports.loopback import LoopbackControl
 from tests.kvtransfer import faults
 from tests.kvtransfer.faults import FaultyTransports
@@ -324,8 +325,21 @@ def test_where_the_receiver_cannot_map_the_ring_grpc_takes_over(
     def refuse(name: str, num_bytes: int) -> None:
         raise PermissionError("not yours")
 
-    monkeypatch.setattr(session, "open_ring", refuse)
+    monkeypatch.setattr(sources, "open_ring", refuse)
     config = small("shm", "grpc")
+    decode, prefill = make_decode(config), make_prefill(config)
+    sending = push_blocks(prefill, decode, A, [5], [1])
+    sending.commit()
+    assert sending.outcome() is None
+    assert sending.push.transport == "grpc"
+
+
+def test_where_the_two_cannot_make_a_group_grpc_takes_over(
+    make_decode: MakeDecode, make_prefill: MakePrefill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Another host's address, at which this process cannot listen.
+    monkeypatch.setattr(collective, "own_address", lambda peer: "192.0.2.1")
+    config = small("collective", "grpc")
     decode, prefill = make_decode(config), make_prefill(config)
     sending = push_blocks(prefill, decode, A, [5], [1])
     sending.commit()

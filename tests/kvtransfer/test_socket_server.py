@@ -12,8 +12,9 @@ from baton.errors import UnavailableError
 from baton.internal.v1 import transfer_pb2
 from kvtransfer.frame import HEADER_BYTES, Frame
 from kvtransfer.ring import create_ring, unlink_ring
-from kvtransfer.session import CALL_MAGIC, OFFSET
+from kvtransfer.session import CALL_MAGIC
 from kvtransfer.socket_server import MAX_MESSAGE_BYTES, abstract
+from kvtransfer.sources import OFFSET
 from kvtransfer.transports.base import TransportUnavailableError
 from kvtransfer.transports.shm import SocketPipe
 from tests.kvtransfer.frames import A, abort, frame_of, open_request, opened, payload_of
@@ -89,7 +90,7 @@ def frames(ticket: transfer_pb2.Ticket) -> list[bytes]:
 
 
 def test_open_frames_and_commit_go_one_way(decode: DecodeSide, stream: Stream, ring_name: str) -> None:
-    assert stream.hello(ring_name).ring_error == ""
+    assert stream.hello(ring_name).payload_error == ""
     ticket = decode.reserve(A, (1, 0, [5, 6]))
     assert stream.call(transfer_pb2.StreamCall(open=open_request(ticket))).status == ""
     assert stream.send(b"".join(frames(ticket))).num_frames == 2

@@ -90,7 +90,7 @@ class TransportOffer(google.protobuf.message.Message):
     ADDRESS_FIELD_NUMBER: builtins.int
     DOMAIN_FIELD_NUMBER: builtins.int
     transport: builtins.str
-    """A row of the transports table: loopback, shm, grpc."""
+    """A row of the transports table: loopback, shm, collective, grpc."""
     address: builtins.str
     """Where the data plane listens; for loopback and shm also what tells the host or process."""
     domain: builtins.str
@@ -317,14 +317,19 @@ class StreamHello(google.protobuf.message.Message):
     SENDER_EPOCH_FIELD_NUMBER: builtins.int
     RING_NAME_FIELD_NUMBER: builtins.int
     RING_BYTES_FIELD_NUMBER: builtins.int
+    GROUP_FIELD_NUMBER: builtins.int
     worker: builtins.str
     """The receiver incarnation that the sender believes it speaks to."""
     epoch: builtins.int
     sender: builtins.str
     sender_epoch: builtins.int
     ring_name: builtins.str
-    """A shared-memory file that payloads lie in; empty where payloads follow their headers."""
+    """A shared-memory file that payloads lie in; empty where there is none."""
     ring_bytes: builtins.int
+    group: builtins.bool
+    """Whether payloads pass through a group of torch.distributed, of which the sender is rank 0 and the receiver rank 1. The
+    sender's calls on its store come next. Without a ring or a group payloads follow their headers.
+    """
     def __init__(
         self,
         *,
@@ -334,8 +339,9 @@ class StreamHello(google.protobuf.message.Message):
         sender_epoch: builtins.int = ...,
         ring_name: builtins.str = ...,
         ring_bytes: builtins.int = ...,
+        group: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "ring_bytes", b"ring_bytes", "ring_name", b"ring_name", "sender", b"sender", "sender_epoch", b"sender_epoch", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "group", b"group", "ring_bytes", b"ring_bytes", "ring_name", b"ring_name", "sender", b"sender", "sender_epoch", b"sender_epoch", "worker", b"worker"]) -> None: ...
 
 Global___StreamHello: typing_extensions.TypeAlias = StreamHello
 
@@ -364,6 +370,28 @@ class FrameRefusal(google.protobuf.message.Message):
 Global___FrameRefusal: typing_extensions.TypeAlias = FrameRefusal
 
 @typing.final
+class StoreCall(google.protobuf.message.Message):
+    """What a pair's group is made with: sets a key, or waits for one that the receiver sets."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    key: builtins.str
+    value: builtins.bytes
+    def __init__(
+        self,
+        *,
+        key: builtins.str = ...,
+        value: builtins.bytes | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_value", b"_value", "value", b"value"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_value", b"_value", "key", b"key", "value", b"value"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_value", b"_value"]) -> typing.Literal["value"] | None: ...
+
+Global___StoreCall: typing_extensions.TypeAlias = StoreCall
+
+@typing.final
 class StreamCall(google.protobuf.message.Message):
     """Open or Commit in line with the frames: a Commit comes after all that it counts. Answered by a CallAnswer."""
 
@@ -372,21 +400,25 @@ class StreamCall(google.protobuf.message.Message):
     ID_FIELD_NUMBER: builtins.int
     OPEN_FIELD_NUMBER: builtins.int
     COMMIT_FIELD_NUMBER: builtins.int
+    STORE_FIELD_NUMBER: builtins.int
     id: builtins.int
     @property
     def open(self) -> Global___OpenRequest: ...
     @property
     def commit(self) -> Global___CommitRequest: ...
+    @property
+    def store(self) -> Global___StoreCall: ...
     def __init__(
         self,
         *,
         id: builtins.int = ...,
         open: Global___OpenRequest | None = ...,
         commit: Global___CommitRequest | None = ...,
+        store: Global___StoreCall | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["call", b"call", "commit", b"commit", "open", b"open"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["call", b"call", "commit", b"commit", "id", b"id", "open", b"open"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["call", b"call"]) -> typing.Literal["open", "commit"] | None: ...
+    def HasField(self, field_name: typing.Literal["call", b"call", "commit", b"commit", "open", b"open", "store", b"store"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["call", b"call", "commit", b"commit", "id", b"id", "open", b"open", "store", b"store"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["call", b"call"]) -> typing.Literal["open", "commit", "store"] | None: ...
 
 Global___StreamCall: typing_extensions.TypeAlias = StreamCall
 
@@ -397,18 +429,22 @@ class CallAnswer(google.protobuf.message.Message):
     ID_FIELD_NUMBER: builtins.int
     STATUS_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
     id: builtins.int
     status: builtins.str
     """A gRPC status name; empty when it is done."""
     message: builtins.str
+    value: builtins.bytes
+    """Of a StoreCall."""
     def __init__(
         self,
         *,
         id: builtins.int = ...,
         status: builtins.str = ...,
         message: builtins.str = ...,
+        value: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["id", b"id", "message", b"message", "status", b"status"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["id", b"id", "message", b"message", "status", b"status", "value", b"value"]) -> None: ...
 
 Global___CallAnswer: typing_extensions.TypeAlias = CallAnswer
 
@@ -419,15 +455,15 @@ class StreamReply(google.protobuf.message.Message):
     NUM_FRAMES_FIELD_NUMBER: builtins.int
     REFUSALS_FIELD_NUMBER: builtins.int
     MAX_PAYLOAD_BYTES_FIELD_NUMBER: builtins.int
-    RING_ERROR_FIELD_NUMBER: builtins.int
+    PAYLOAD_ERROR_FIELD_NUMBER: builtins.int
     STATUS_FIELD_NUMBER: builtins.int
     MESSAGE_FIELD_NUMBER: builtins.int
     ANSWERS_FIELD_NUMBER: builtins.int
     num_frames: builtins.int
     """Frames of the stream that the receiver is done with."""
     max_payload_bytes: builtins.int
-    """First message only: largest payload of a frame, and why the ring cannot be used, if so."""
-    ring_error: builtins.str
+    """First message only: largest payload of a frame, and why payloads cannot pass the way that the hello says, if so."""
+    payload_error: builtins.str
     status: builtins.str
     """Last message only, where the stream carries no status of its own: why it ends, by a gRPC status name."""
     message: builtins.str
@@ -441,11 +477,11 @@ class StreamReply(google.protobuf.message.Message):
         num_frames: builtins.int = ...,
         refusals: collections.abc.Iterable[Global___FrameRefusal] | None = ...,
         max_payload_bytes: builtins.int = ...,
-        ring_error: builtins.str = ...,
+        payload_error: builtins.str = ...,
         status: builtins.str = ...,
         message: builtins.str = ...,
         answers: collections.abc.Iterable[Global___CallAnswer] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["answers", b"answers", "max_payload_bytes", b"max_payload_bytes", "message", b"message", "num_frames", b"num_frames", "refusals", b"refusals", "ring_error", b"ring_error", "status", b"status"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["answers", b"answers", "max_payload_bytes", b"max_payload_bytes", "message", b"message", "num_frames", b"num_frames", "payload_error", b"payload_error", "refusals", b"refusals", "status", b"status"]) -> None: ...
 
 Global___StreamReply: typing_extensions.TypeAlias = StreamReply
