@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.baton-ready
 PACKAGES := baton engine kvtransfer worker prefill_worker decode_worker router bench deploy tests
 
-.PHONY: run serve test check generate proto bench clean
+.PHONY: run serve test kernels check generate proto bench clean
 .DEFAULT_GOAL := run
 
 run: $(READY)  ## a cluster on the demo model, a few streamed answers, nothing left behind
@@ -15,6 +15,10 @@ serve: $(READY)  ## the demo model on the default ports, until Ctrl-C
 
 test: $(READY)
 	@$(BIN)/pytest -q -rs -n 2
+
+# Every Triton kernel for every GPU, without one: registers, spills and shared memory against the recorded ones.
+kernels: $(READY)
+	@TRITON_CACHE_DIR=build/triton $(BIN)/python -m tests.engine.kernels.compilation
 
 check: $(READY)
 	@$(BIN)/ruff format --check .

@@ -46,7 +46,7 @@ class ModelConfig(Config):
     """Where the model runs; auto takes the GPU where there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the weights and of the KV; auto takes the checkpoint's where the device is fast at it."""
-    attention: Literal["auto", "reference", "cpu"] = "auto"
+    attention: Literal["auto", "reference", "cpu", "triton"] = "auto"
     """How attention is computed; auto takes the fastest that the device has."""
     max_model_len: Positive | None = None
     """Most tokens of a sequence, prompt and answer together; null means as many as the model was made for."""
@@ -112,7 +112,7 @@ class DecodeConfig(Config):
 class TransferConfig(Config):
     """KV transfers between pools."""
 
-    transports: tuple[Literal["loopback", "shm", "grpc"], ...] = ("loopback", "shm", "grpc")
+    transports: tuple[Literal["loopback", "shm", "collective", "grpc"], ...] = ("loopback", "shm", "grpc")
     """Ways that KV may take between workers, in order of preference: the first that both ends can use."""
     frame_bytes: Positive = 4 << 20
     """Bytes of KV in the largest frame."""

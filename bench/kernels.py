@@ -17,10 +17,11 @@ from bench import report
 from bench.ceilings import best_seconds, copy_bandwidth, gemm_rate
 from bench.provenance import Provenance
 from bench.report import Report, TableText, print_table
-from engine.attention import BACKENDS, AttentionBackend, AttentionContext, GroupMetadata, make_backend
+from engine.attention import AttentionBackend, AttentionContext, GroupMetadata, backends_of, make_backend
 from engine.kv.huge_pages import advise_huge_pages
 from engine.kv.layout import KVGroup, KVLayout
 
+_CPU = torch.device("cpu")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -77,30 +78,32 @@ class Call:
     context: AttentionContext
 
     @classmethod
-    def make(cls, layout: KVLayout, shape: Shape, num_heads: int) -> Call:
-        generator = torch.Generator().manual_seed(0)
+    def make(cls, layout: KVLayout, shape: Shape, num_heads: int, device: torch.device = _CPU) -> Call:
+        generator = torch.Generator(device).manual_seed(0)
         width = layout.num_blocks(shape.context)
         num_blocks = shape.sequences * width
-        pages = torch.empty(layout.pool_shape(num_blocks + 1)[1:], dtype=layout.dtype)
-        advise_huge_pages(pages)
+        pages = torch.empty(layout.pool_shape(num_blocks + 1)[1:], dtype=layout.dtype, device=device)
+        if device.type == "cpu":
+            advise_huge_pages(pages)
         pages.normal_(generator=generator)
-        tables = (torch.randperm(num_blocks, generator=generator) + 1).int().view(shape.sequences, width)
+        order = torch.randperm(num_blocks, generator=generator, device=device)
+        tables = (order + 1).int().view(shape.sequences, width)
         tokens = shape.sequences * shape.queries
-        group = GroupMetadata(tables, torch.zeros(tokens, dtype=torch.int64))
+        group = GroupMetadata(tables, torch.zeros(tokens, dtype=torch.int64, device=device))
         context = AttentionContext(
             kv=pages[None],
             layout=layout,
-            cu_seqlens_q=torch.arange(shape.sequences + 1, dtype=torch.int32) * shape.queries,
-            seq_lens=torch.full((shape.sequences,), shape.context, dtype=torch.int32),
+            cu_seqlens_q=torch.arange(shape.sequences + 1, dtype=torch.int32, device=device) * shape.queries,
+            seq_lens=torch.full((shape.sequences,), shape.context, dtype=torch.int32, device=device),
             groups=(group,),
             max_query_len=shape.queries,
             max_seq_len=shape.context,
         )
-        query = torch.randn(tokens, num_heads, layout.head_dim, generator=generator).to(layout.dtype)
+        query = torch.randn(tokens, num_heads, layout.head_dim, generator=generator, device=device).to(layout.dtype)
         return cls(layout, shape, num_heads, pages, query, group, context)
 
-    def run(self, backend: AttentionBackend) -> None:
-        backend.attend(
+    def run(self, backend: AttentionBackend) -> torch.Tensor:
+        return backend.attend(
             self.query,
             self.pages,
             self.group,
@@ -124,7 +127,9 @@ class Call:
 
 
 @click.command("kernels")
-@click.option("--backend", multiple=True, default=("cpu",), show_default=True, type=click.Choice(sorted(BACKENDS)))
+@click.option(
+    "--backend", multiple=True, default=("cpu",), show_default=True, type=click.Choice(sorted(backends_of(_CPU)))
+)
 @click.option("--dtype", multiple=True, default=tuple(_DTYPES), show_default=True, type=click.Choice(list(_DTYPES)))
 @click.option("--heads", default=8, show_default=True, type=click.IntRange(1), help="Query heads.")
 @click.option("--kv-heads", default=4, show_default=True, type=click.IntRange(1), help="Key/value heads.")
@@ -153,7 +158,7 @@ def command(
     found = []
     for name in dtype:
         layout = KVLayout((KVGroup((0,)),), kv_heads, head_dim, block_size, _DTYPES[name])
-        backends = {each: make_backend(each, torch.device("cpu")) for each in backend}
+        backends = {each: make_backend(each, _CPU) for each in backend}
         for made in backends.values():
             made.prepare(layout)
         for shape in SHAPES:

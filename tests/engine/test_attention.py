@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.attention import BACKENDS, AttentionBackend, make_backend, resolve_backend
+from engine.attention import AttentionBackend, backends_of, make_backend, resolve_backend
 from tests.engine.paged_batches import PagedBatch, Shape
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 MIXED = [(0, 1), (37, 1), (0, 50), (29, 7), (64, 33), (15, 1), (90, 2)]
 
 
-@pytest.fixture(scope="module", params=sorted(BACKENDS))
+@pytest.fixture(scope="module", params=sorted(backends_of(CPU)))
 def backend(request: pytest.FixtureRequest) -> AttentionBackend:
     return make_backend(request.param, CPU)
 
@@ -161,7 +161,8 @@ def test_any_batch(backend: AttentionBackend, batch: PagedBatch) -> None:
 
 def test_auto_is_the_fastest_backend_of_the_device() -> None:
     assert resolve_backend("auto", CPU) == "cpu"
-    assert resolve_backend("auto", torch.device("cuda")) == "reference"
+    assert resolve_backend("auto", torch.device("cuda")) == "triton"
+    assert resolve_backend("auto", torch.device("mps")) == "reference"
 
 
 def test_unknown_and_unfit_backends_are_refused() -> None:
@@ -169,6 +170,8 @@ def test_unknown_and_unfit_backends_are_refused() -> None:
         resolve_backend("tritn", CPU)
     with pytest.raises(ValueError, match="'cpu' cannot run on device cuda"):
         resolve_backend("cpu", torch.device("cuda"))
+    with pytest.raises(ValueError, match="'triton' cannot run on device cpu"):
+        resolve_backend("triton", CPU)
 
 
 _THREADED = """
