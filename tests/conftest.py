@@ -1,4 +1,5 @@
-"""What holds for every test: one compute thread, since tests share their cores with the clusters that they start."""
+"""What holds for every test: one compute thread, since tests share their cores with the clusters that they start, and
+no handlers of gRPC's around forks."""
 
 from __future__ import annotations
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 # Before torch and numba are imported anywhere: both read it once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before gRPC is: with its handlers a child now and then dies between fork and exec where other threads are calling, as
+# they are when a test starts Ray in this process.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,6 +106,9 @@ class RayHost:
                 folder = _make_folder()
                 self._reaper = Reaper(folder)
                 before = psutil.Process().children()
+                # Ray forks its daemons from this process, in which it calls gRPC as well; with gRPC's handlers a child
+                # dies now and then between fork and exec, and Ray waits for it in vain.
+                os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
                 ray.init(
                     address="local",
                     object_store_memory=OBJECT_STORE_BYTES,

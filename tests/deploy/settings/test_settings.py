@@ -121,7 +121,7 @@ class TestEnvironment:
         ("device: tpu", ":1: device tpu: must be auto, cpu or cuda$"),
         (
             "transports: [shm, carrier]",
-            r":1: transports \['shm', 'carrier'\]: item \['1'\]|must be loopback, shm or grpc",
+            r":1: transports \['shm', 'carrier'\]: item \[1\]: must be loopback, shm, collective or grpc",
         ),
         ("transports: []", "transfer.transports: must name at least one"),
         ("served_model_name: ' x'", ":1: served_model_name  x: must have no blanks at its ends"),
