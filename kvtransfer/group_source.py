@@ -31,7 +31,6 @@ class GroupSource:
         self._host = host
         self._timeout_s = timeout_s
         self._buffer = np.empty(max_payload_bytes, dtype=np.uint8)
-        self._num_payloads = 0
         self._joined: PairGroup | BatonError | None = None
         self._joining = threading.Thread(target=self._join, name="kv-join", daemon=True)
         self._joining.start()
@@ -43,8 +42,7 @@ class GroupSource:
         if not isinstance(self._joined, PairGroup):
             raise self._joined or UnavailableError("the group's thread failed")
         payload = self._buffer[: frame.payload_bytes]
-        self._joined.receive(payload, self._num_payloads)
-        self._num_payloads += 1
+        self._joined.receive(payload)
         return payload, offset
 
     def store(self, call: transfer_pb2.StoreCall) -> bytes:

@@ -23,6 +23,8 @@ SENDER, RECEIVER = 0, 1
 _SIZE = 2
 # Two are needed.
 _MAX_KEYS = 16
+# Payloads pass in order, so tags may come again; Gloo has them as an int.
+_NUM_TAGS = 1 << 20
 
 
 class Pending(Protocol):
@@ -110,6 +112,7 @@ class PairGroup:
     def __init__(self, store: Store, rank: int, *, host: str, timeout_s: float) -> None:
         self._timeout = datetime.timedelta(seconds=timeout_s)
         self._peer = 1 - rank
+        self._num_payloads = 0
         # Both are more than torch's annotations know of them.
         gloo: Any = ProcessGroupGloo
         options = gloo._Options()
@@ -120,25 +123,37 @@ class PairGroup:
         except RuntimeError as error:
             raise UnavailableError(f"no group of two by way of {host}: {error}") from error
 
-    def send(self, payload: Bytes, tag: int) -> Pending:
-        """Begins to send uint8 [n], which must stay as it is until the other end has received it."""
-        pending: Pending = self._group.send([torch.from_numpy(payload)], self._peer, tag)
+    def send(self, payload: Bytes) -> Pending:
+        """Begins to send uint8 [n], which must stay as it is until the other end has received it.
+
+        Raises:
+            UnavailableError: the other end is gone.
+        """
+        try:
+            pending: Pending = self._group.send([torch.from_numpy(payload)], self._peer, self._next_tag())
+        except RuntimeError as error:
+            raise UnavailableError(f"a payload did not leave: {error}") from error
         return pending
 
-    def receive(self, into: Bytes, tag: int) -> None:
-        """Waits for what the other end sends with the same tag.
+    def receive(self, into: Bytes) -> None:
+        """Waits for what the other end sends next.
 
         Raises:
             UnavailableError: it is gone, or sent nothing in time.
         """
         try:
-            self._group.recv([torch.from_numpy(into)], self._peer, tag).wait(self._timeout)
+            self._group.recv([torch.from_numpy(into)], self._peer, self._next_tag()).wait(self._timeout)
         except RuntimeError as error:
             raise UnavailableError(f"a payload did not come: {error}") from error
 
     def close(self) -> None:
         """Hangs up; the other end finds that out at once. Nothing may be sent or received any more. Idempotent."""
         self._group = None
+
+    def _next_tag(self) -> int:
+        tag = self._num_payloads % _NUM_TAGS
+        self._num_payloads += 1
+        return tag
 
 
 def own_address(peer: str) -> str:

@@ -38,24 +38,33 @@ class ByteDetokenizer:
         context: tokens before the first one; a character that they begin comes out whole with the one that ends it.
     """
 
-    __slots__ = ("_held", "_pieces")
+    __slots__ = ("_began_in_context", "_held", "_pieces")
 
     def __init__(self, pieces: Mapping[int, bytes], context: Sequence[int] = ()) -> None:
         self._pieces = pieces
         # Bytes that begin a character.
         self._held = b""
+        self._began_in_context = False
         for token_id in context[-_CONTEXT_TOKENS:]:
             self.push(token_id)
+        self._began_in_context = bool(self._held)
 
     def push(self, token_id: int) -> str:
         data = self._held + self._pieces.get(token_id, b"")
         text, num_read = codecs.utf_8_decode(data, "replace")
         self._held = data[num_read:]
-        return text
+        return self._own(text) if self._began_in_context and text else text
 
     def flush(self) -> str:
         held, self._held = self._held, b""
-        return held.decode("utf-8", "replace")
+        text = held.decode("utf-8", "replace")
+        return self._own(text) if self._began_in_context else text
+
+    def _own(self, text: str) -> str:
+        """The first text after a context that ends inside a character, without what that left if nothing completes
+        it."""
+        self._began_in_context = False
+        return text.removeprefix(_REPLACEMENT)
 
 
 class WindowDetokenizer:

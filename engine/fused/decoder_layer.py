@@ -116,6 +116,8 @@ class FusedDecoderLayer(torch.nn.Module):
         pages = elements(paged.pages)
         work = step_work(paged.context, paged.group, self._attention.num_heads // self._attention.num_kv_heads)
         buffers = self._workspace.of(hidden_states.shape[1])
+        # The address is that of a kernel for arrays in this order.
+        assert all(array.flags.c_contiguous for array in (x, *tokens, pages, *work))
         if not self._work_on:
             self._work_on = address_of(work_on, 0, _NONE, x, self._weights, tokens, pages, work, self._rule, buffers)
         x = decoder_layer(

@@ -81,7 +81,6 @@ class GroupPayloads:
         self.capacity_bytes = capacity_bytes
         self.group: PairGroup | None = None
         self._staging: Bytes = np.empty(capacity_bytes, dtype=np.uint8)
-        self._num_payloads = 0
         # Gloo wants each to be held while it is under way. More than MAX_FRAMES of them cannot be.
         self._sent: collections.deque[Pending] = collections.deque(maxlen=MAX_FRAMES)
 
@@ -93,9 +92,13 @@ class GroupPayloads:
         assert self.group is not None
         payload = self._staging[position : position + frame.payload_bytes]
         checksum = memory.copy_out(frame.slot, block_ids, payload)
-        self._sent.append(self.group.send(payload, self._num_payloads))
-        self._num_payloads += 1
+        self._sent.append(self.group.send(payload))
         return frame._replace(checksum=checksum).pack()
 
     def settle(self) -> None:
         """There is nothing to tidy up."""
+
+    def close(self) -> None:
+        self._sent.clear()
+        if self.group is not None:
+            self.group.close()

@@ -100,3 +100,6 @@ class InlinePayloads:
 
     def settle(self) -> None:
         """There is nothing to tidy up."""
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -130,3 +130,6 @@ class RingPayloads:
 
     def settle(self) -> None:
         unlink_ring(self.ring_name)
+
+    def close(self) -> None:
+        """The mapping goes with this."""

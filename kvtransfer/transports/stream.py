@@ -71,6 +71,9 @@ class Payloads(Protocol):
     def settle(self) -> None:
         """The receiver has answered the hello, or never will."""
 
+    def close(self) -> None:
+        """Nothing will be put any more, and what was put need not arrive. Idempotent."""
+
 
 class StreamWire:
     """One stream to a receiver; closes `pipe` at its end.
@@ -181,6 +184,7 @@ class StreamWire:
         self._pipe.end()
         self._reader.join()
         self._pipe.close()
+        self._payloads.close()
 
     def _has_room(self) -> bool:
         return self._space.num_pieces < MAX_FRAMES and self._space.has_room(self.max_payload_bytes)

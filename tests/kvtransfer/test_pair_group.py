@@ -38,10 +38,10 @@ def pair() -> tuple[PairGroup, PairGroup]:
 def test_payloads_pass_in_order(pair: tuple[PairGroup, PairGroup]) -> None:
     sender, receiver = pair
     payloads = [payload_of(num_pages) for num_pages in (3, 1, 2)]
-    held = [sender.send(payload, tag) for tag, payload in enumerate(payloads)]
-    for tag, payload in enumerate(payloads):
+    held = [sender.send(payload) for payload in payloads]
+    for payload in payloads:
         into = np.zeros_like(payload)
-        receiver.receive(into, tag)
+        receiver.receive(into)
         np.testing.assert_array_equal(into, payload)
     assert len(held) == 3
 
@@ -51,7 +51,7 @@ def test_a_peer_that_is_gone_is_told(pair: tuple[PairGroup, PairGroup]) -> None:
     receiver = pair[RECEIVER]
     pair[SENDER].close()
     with pytest.raises(UnavailableError, match="a payload did not come"):
-        receiver.receive(into, 0)
+        receiver.receive(into)
 
 
 def test_who_joins_alone_waits_no_longer_than_it_is_told() -> None:

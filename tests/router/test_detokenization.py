@@ -72,6 +72,18 @@ class TestByteDetokenizer:
         258: b"",
     }
 
+    @pytest.mark.parametrize(
+        ("token_ids", "pieces"),
+        [
+            (b"\x99\x82!", ["", "🙂", "!", ""]),
+            (b"a\xf0", ["a", "", "\ufffd"]),
+            (b"\x99", ["", ""]),
+            (b"", [""]),
+        ],
+    )
+    def test_what_the_context_began_comes_out_if_it_is_completed(self, token_ids: bytes, pieces: list[str]) -> None:
+        assert pieces_by(ByteDetokenizer(self.PIECES, list(b"so \xf0\x9f")), token_ids) == pieces
+
     @given(st.lists(st.sampled_from([*range(0x60, 0x64), *range(0xC0, 0x100), *range(0x80, 0xA0), 256, 257, 258, 259])))
     def test_the_pieces_add_up_to_the_text_of_the_whole(self, token_ids: list[int]) -> None:
         whole = b"".join(self.PIECES.get(token_id, b"") for token_id in token_ids)

@@ -63,6 +63,8 @@ def attend(
         ValueError: heads are wider than the kernels are made for.
     """
     num_tokens, num_heads, head_dim = query.shape
+    if num_tokens == 0:
+        return query.new_empty(query.shape)
     num_kv_heads = pages.shape[2]
     gpu = gpu or gpu_of(query.device)
     cut = plan(
@@ -94,7 +96,7 @@ def launch(
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """`attend`, cut as it is told."""
+    """`attend` of at least one token, cut as it is told."""
     assert query.dtype == pages.dtype
     assert pages.is_contiguous()
     assert query.stride(2) == 1
@@ -102,8 +104,6 @@ def launch(
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads, block_size = pages.shape[2], pages.shape[3]
     out = query.new_empty((num_tokens, num_heads, head_dim))
-    if num_tokens == 0:
-        return out
     dims = _padded(head_dim)
     descriptor = cut.tile.descriptors and gpu.has_descriptors and _can_copy_tiles(pages, cut.tile.keys)
     split = cut.segments > 1

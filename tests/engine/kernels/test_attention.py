@@ -136,6 +136,12 @@ def test_sequences_without_queries_are_passed_over() -> None:
     assert attend(call.query[:0], call.pages, nothing, **call.rule).shape == (0, 4, 16)
 
 
+def test_no_tokens_have_no_output() -> None:
+    call = Call(SMALL, [(3, 1)])
+    none = Batch(call.batch.block_tables[:0], call.batch.cu_seqlens_q[:1], call.batch.seq_lens[:0], 0, 0)
+    assert attend(call.query[:0], call.pages, none, scale=1.0).shape == (0, 4, 16)
+
+
 def test_a_sink_of_minus_infinity_is_none() -> None:
     plain = Call(SMALL, [(20, 1)])
     none = Call(dataclasses.replace(SMALL, sinks=(-torch.inf,) * 4), [(20, 1)])
