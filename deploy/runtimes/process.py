@@ -93,7 +93,9 @@ class ProcessRuntime:
         """Closes the sockets of workers that have died, whoever watched them."""
         for worker in [worker for worker in self._workers if not worker.is_alive()]:
             await worker.wait_dead()
-            self._workers.remove(worker)
+            # Another start may have forgotten it meanwhile.
+            with contextlib.suppress(ValueError):
+                self._workers.remove(worker)
 
     async def close(self) -> None:
         """Ends at once every worker that has started; no start may be under way."""
