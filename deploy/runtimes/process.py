@@ -85,6 +85,8 @@ class ProcessRuntime:
                     return worker
             raise StartError(f"{config.name} died while starting ({child.describe_exit(await process.wait())})")
         except BaseException:
+            # First, and without waiting: this may be cancelled once more.
+            orders.close()
             await child.kill(process)
             await _close(orders)
             raise
