@@ -34,7 +34,7 @@ class Measured:
         error: relative to what torch computes of the same call, |out - torch| / |torch|; None for torch's own.
     """
 
-    library: str
+    implementation: str
     shape: str
     seconds: float
     share: float
@@ -42,7 +42,7 @@ class Measured:
 
 
 def measure(shape: Shape, block_size: int, device: torch.device, copy: float, gemm: float) -> list[Measured]:
-    """One shape by every library that there is."""
+    """One shape by every implementation that there is."""
     call = Call.make(shapes.layout(block_size), shape, shapes.NUM_HEADS, device)
     backend = make_backend("triton", device)
     runs: dict[str, Run] = {OURS: lambda: call.run(backend)}
@@ -87,14 +87,14 @@ def command(block_size: int, only_tune: bool, output: pathlib.Path | None) -> No
     rows = [
         (
             each.shape,
-            each.library,
+            each.implementation,
             f"{each.seconds * 1e6:.1f}",
             f"{each.share:.0%}",
             "" if each.error is None else f"{each.error:.1e}",
         )
         for each in found
     ]
-    print_table(TableText(title, ("shape", "library", "us", "of the limit", "error"), rows))
+    print_table(TableText(title, ("shape", "by", "us", "of the limit", "error"), rows))
     if output:
         limits = {"copy_bytes_per_s": copy, "gemm_flops_per_s": gemm}
         output.write_text(json.dumps(limits | {"calls": [dataclasses.asdict(each) for each in found]}, indent=2) + "\n")

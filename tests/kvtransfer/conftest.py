@@ -7,13 +7,15 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import grpc
 import pytest
 
 from baton.config import TransferConfig
 from kvtransfer.ring import SHM_DIR
 from kvtransfer.transports import TRANSPORTS
 from tests.kvtransfer.frames import CONFIG, GatedMemory
-from tests.kvtransfer.sides import DecodeSide, PrefillSide, small
+from tests.kvtransfer.grpc_stream import Stream
+from tests.kvtransfer.sides import DecodeSide, PrefillSide, ref, small
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +38,15 @@ def decode() -> Iterator[DecodeSide]:
 def memory(decode: DecodeSide) -> GatedMemory:
     assert isinstance(decode.memory, GatedMemory)
     return decode.memory
+
+
+@pytest.fixture
+def stream(decode: DecodeSide) -> Iterator[Stream]:
+    """To the receiver that the module's `decode` has, at the first address that it offers."""
+    with grpc.insecure_channel(decode.reserve(ref("probe")).offers[0].address) as channel:
+        stream = Stream(channel)
+        yield stream
+        stream.close()
 
 
 @pytest.fixture(params=list(TRANSPORTS))

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Iterator
 
 import grpc
 import pytest
 
 from baton.internal.v1 import transfer_pb2
-from kvtransfer.data_server import METHOD
 from kvtransfer.ring import create_ring, unlink_ring
 from kvtransfer.session import CALL_MAGIC
 from kvtransfer.sources import OFFSET
 from tests.kvtransfer.frames import A, B, frame_of, open_request, opened, payload_of
-from tests.kvtransfer.sides import WAIT_S, DecodeSide, ref, small
-
-HELLO = {"worker": "decode-0", "epoch": 1, "sender": "prefill-0", "sender_epoch": 2}
-
-
-class Stream:
-    """The sending side, message by message."""
-
-    def __init__(self, channel: grpc.Channel) -> None:
-        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        stream: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(METHOD)
-        self._call = stream(iter(self._outbox.get, None), timeout=WAIT_S)
-
-    def send(self, message: bytes) -> transfer_pb2.StreamReply:
-        self._outbox.put(message)
-        return transfer_pb2.StreamReply.FromString(next(self._call))
-
-    def hello(self, **changes: object) -> transfer_pb2.StreamReply:
-        return self.send(transfer_pb2.StreamHello(**HELLO | changes).SerializeToString())  # type: ignore[arg-type]
-
-    def close(self) -> None:
-        self._outbox.put(None)
+from tests.kvtransfer.grpc_stream import Stream
+from tests.kvtransfer.sides import DecodeSide, small
 
 
 @pytest.fixture
@@ -43,14 +21,6 @@ def decode() -> Iterator[DecodeSide]:
     side = DecodeSide(small("grpc"))
     yield side
     side.close()
-
-
-@pytest.fixture
-def stream(decode: DecodeSide) -> Iterator[Stream]:
-    with grpc.insecure_channel(decode.reserve(ref("probe")).offers[0].address) as channel:
-        stream = Stream(channel)
-        yield stream
-        stream.close()
 
 
 def test_frames_are_acknowledged_in_number(decode: DecodeSide, stream: Stream) -> None:

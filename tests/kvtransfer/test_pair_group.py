@@ -14,8 +14,8 @@ from baton.internal.v1 import transfer_pb2
 from kvtransfer.pair_group import RECEIVER, SENDER, LocalStore, PairGroup, RemoteStore, own_address
 from kvtransfer.session import CALL_MAGIC
 from tests.kvtransfer.frames import A, frame_of, opened, payload_of
-from tests.kvtransfer.sides import WAIT_S, DecodeSide, ref, small
-from tests.kvtransfer.test_data_server import Stream
+from tests.kvtransfer.grpc_stream import Stream
+from tests.kvtransfer.sides import WAIT_S, DecodeSide, small
 
 HOST = "127.0.0.1"
 
@@ -69,14 +69,6 @@ def decode() -> Iterator[DecodeSide]:
     side = DecodeSide(small("collective", timeout_s=0.2))
     yield side
     side.close()
-
-
-@pytest.fixture
-def stream(decode: DecodeSide) -> Iterator[Stream]:
-    with grpc.insecure_channel(decode.reserve(ref("probe")).offers[0].address) as channel:
-        stream = Stream(channel)
-        yield stream
-        stream.close()
 
 
 def store_call(**fields: object) -> bytes:
