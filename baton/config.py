@@ -18,6 +18,8 @@ import pydantic
 from pydantic import Field
 
 Role = Literal["prefill", "decode"]
+# Processes, and on GPUs as many of these, that one worker's model is spread over.
+TensorParallelSize = Annotated[int, Field(gt=0, le=64)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -48,6 +50,8 @@ class ModelConfig(Config):
     """Precision of the weights and of the KV; auto takes the checkpoint's where the device is fast at it."""
     attention: Literal["auto", "reference", "cpu", "triton"] = "auto"
     """How attention is computed; auto takes the fastest that the device has."""
+    batch_invariant: bool = False
+    """Whether a token's output is the same to the bit whatever else is in its batch; on a GPU, products are slower."""
     max_model_len: Positive | None = None
     """Most tokens of a sequence, prompt and answer together; null means as many as the model was made for."""
     num_threads: Annotated[int, Field(ge=0)] = 0
@@ -55,6 +59,8 @@ class ModelConfig(Config):
     max_threads: Annotated[int, Field(ge=0)] = 0
     """Torch threads of a worker while all others of its host are idle; 0 means all CPUs if num_threads is 0, else as
     many as that."""
+    cuda_graphs: bool = True
+    """Whether decode steps on a GPU are replayed as CUDA graphs."""
 
     @pydantic.field_validator("served_name")
     @classmethod
@@ -70,7 +76,11 @@ class CacheConfig(Config):
     block_size: Literal[8, 16, 32, 64, 128, 256] = 16
     """Tokens of a KV block."""
     kv_cache_bytes: Positive | None = None
-    """Bytes of KV in one worker's pool; null takes a share of the memory that is free at start."""
+    """Bytes of KV in one worker's pool; null takes what gpu_memory_utilization leaves on a GPU, and elsewhere a share
+    of the memory that is free at start."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of a GPU's memory that weights, KV and all else of the workers on it may use together; each has an equal
+    part."""
     enable_prefix_cache: bool = True
     """Whether KV blocks of earlier prompts are used again."""
 
@@ -86,6 +96,9 @@ class PrefillConfig(Config):
     """Seconds of waiting that are worth one step of priority, so that nothing starves."""
     token_credit: Positive = 16384
     """Prompt tokens that the worker takes beyond what it computes now."""
+    tensor_parallel_size: TensorParallelSize = 1
+    """Ranks that one prefill worker's model is spread over: processes of one host, each with a GPU of its own where the
+    model runs on GPUs."""
 
 
 class DecodeConfig(Config):
@@ -107,15 +120,26 @@ class DecodeConfig(Config):
     """Share of the pool kept free at admission, so that running sequences can grow."""
     max_unacked_tokens: Positive = 1024
     """A choice with this many unacknowledged tokens is paused."""
+    async_scheduling: Literal["auto", "on", "off"] = "auto"
+    """Whether a step is launched before the tokens of the last one are looked at; auto does it on a GPU."""
+    tensor_parallel_size: TensorParallelSize = 1
+    """Ranks that one decode worker's model is spread over, as of a prefill worker; the two may differ."""
 
 
 class TransferConfig(Config):
     """KV transfers between pools."""
 
-    transports: tuple[Literal["loopback", "shm", "collective", "grpc"], ...] = ("loopback", "shm", "grpc")
-    """Ways that KV may take between workers, in order of preference: the first that both ends can use."""
-    frame_bytes: Positive = 4 << 20
-    """Bytes of KV in the largest frame."""
+    transports: tuple[Literal["loopback", "cuda_ipc", "shm", "collective", "grpc"], ...] = (
+        "loopback",
+        "cuda_ipc",
+        "shm",
+        "grpc",
+    )
+    """Ways that KV may take between workers, in order of preference: the first that both ends can use. `cuda_ipc` is
+    for GPUs of one host, `collective` for NCCL between GPUs and Gloo between hosts."""
+    # What messages of gRPC and the headers of frames can say.
+    frame_bytes: Annotated[int, Field(gt=0, le=1 << 30)] = 4 << 20
+    """Bytes of KV in the largest frame that passes through the memory of the host."""
     ring_bytes: Positive = 8 << 20
     """Bytes of the shared-memory ring of one sender and receiver."""
     lease_s: Seconds = 15.0
@@ -283,6 +307,19 @@ class ServeConfig(Config):
     ready_file: str | None = None
     """Written as JSON when the first request can be served, and removed at the end; null writes none."""
 
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        for role, degree, placement in (
+            ("prefill", self.prefill.tensor_parallel_size, self.cluster.prefill_placement),
+            ("decode", self.decode.tensor_parallel_size, self.cluster.decode_placement),
+        ):
+            if degree > 1 and self.model.device != "cpu" and placement.num_gpus not in (None, float(degree)):
+                raise ValueError(
+                    f"cluster.{role}_placement.num_gpus: {placement.num_gpus:g} is not {role}.tensor_parallel_size, "
+                    f"{degree}: each rank takes a GPU"
+                )
+        return self
+
 
 class WorkerConfig(Config):
     """All that one worker process needs."""
@@ -298,6 +335,11 @@ class WorkerConfig(Config):
     transfer: TransferConfig = TransferConfig()
     log: LogConfig = LogConfig()
     max_message_bytes: Positive = 16 << 20
+
+    @property
+    def tensor_parallel_size(self) -> int:
+        """That of the worker's role."""
+        return (self.prefill if self.role == "prefill" else self.decode).tensor_parallel_size
 
 
 class RouterProcessConfig(Config):
@@ -329,6 +371,21 @@ def worker_config(config: ServeConfig, role: Role, name: str, epoch: int) -> Wor
         log=config.log,
         max_message_bytes=config.router.max_message_bytes,
     )
+
+
+def num_ranks(config: ServeConfig) -> int:
+    """Processes of all workers together, each of which takes a GPU where the model runs on GPUs."""
+    cluster = config.cluster
+    return (
+        cluster.prefill_workers * config.prefill.tensor_parallel_size
+        + cluster.decode_workers * config.decode.tensor_parallel_size
+    )
+
+
+def with_part_of_gpu(config: WorkerConfig, part: float) -> WorkerConfig:
+    """The config of a worker that has a GPU to itself as far as `part`, in (0, 1], goes."""
+    utilization = config.cache.gpu_memory_utilization * part
+    return config.model_copy(update={"cache": config.cache.model_copy(update={"gpu_memory_utilization": utilization})})
 
 
 def worker_host(cluster: ClusterConfig) -> str:

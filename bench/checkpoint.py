@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 if TYPE_CHECKING:
+    import torch
     from tokenizers import Tokenizer
     from transformers import LlamaForCausalLM
 
@@ -62,14 +63,19 @@ class Sizes:
             raise ValueError(f"vocab_size {self.vocab_size}: must be at least {MIN_VOCAB_SIZE}")
 
 
-def make_checkpoint(path: pathlib.Path, sizes: Sizes = Sizes(), *, seed: int = 0) -> int:
+def make_checkpoint(
+    path: pathlib.Path, sizes: Sizes = Sizes(), *, seed: int = 0, device: torch.device | None = None
+) -> int:
     """Writes config, weights, generation config and tokenizer to the directory `path`, which is made if absent.
+
+    Args:
+        device: where the weights are drawn, as of `make_model`.
 
     Returns:
         The number of parameters.
     """
     path.mkdir(parents=True, exist_ok=True)
-    model = make_model(sizes, seed)
+    model = make_model(sizes, seed, device)
     model.save_pretrained(path)
     make_tokenizer(sizes.vocab_size, seed).save(str(path / "tokenizer.json"))
     _write_json(
@@ -88,11 +94,15 @@ def make_checkpoint(path: pathlib.Path, sizes: Sizes = Sizes(), *, seed: int = 0
     return int(model.num_parameters())
 
 
-def make_model(sizes: Sizes, seed: int) -> LlamaForCausalLM:
+def make_model(sizes: Sizes, seed: int, device: torch.device | None = None) -> LlamaForCausalLM:
     """A Llama with the weights of `seed` whose greedy tokens are neither special nor part of a character.
 
     So no answer ends early, and each token has text of its own. Rows of zeros in the output layer do it: their logit is
     0, which is never the greatest of thousands.
+
+    Args:
+        device: where the weights are drawn, which differ from one kind to another; None for the CPU. Large models are
+            drawn in seconds by a GPU, in float32.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -109,7 +119,8 @@ def make_model(sizes: Sizes, seed: int) -> LlamaForCausalLM:
         eos_token_id=EOS_ID,
         tie_word_embeddings=False,
     )
-    with torch.random.fork_rng(devices=[]):
+    device = device or torch.device("cpu")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
     with torch.no_grad():

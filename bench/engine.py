@@ -100,39 +100,62 @@ class Products:
             linear(inputs[width])
 
 
+class Work:
+    """Random tokens for an engine, over blocks of its pool in random order."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._layout = engine.layout
+        self._vocab_size = engine.model.vocab_size
+        self._generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(engine.cache.pool.num_usable, generator=self._generator) + 1
+        self._blocks: list[int] = order.tolist()
+
+    def chunk(self, start: int, count: int) -> BatchItem:
+        """Tokens [start, start + count) of a prompt, which wants the logits of its last one."""
+        return self._item(start, count, self._blocks)
+
+    def decodes(self, batch: int, context: int) -> list[BatchItem]:
+        """The last token of `batch` sequences of `context` tokens.
+
+        Raises:
+            ValueError: the pool does not hold so many.
+        """
+        width = self._layout.num_blocks(context)
+        if batch * width * len(self._layout.groups) > len(self._blocks):
+            raise ValueError(f"{batch} x {context} tokens do not fit the pool")
+        return [self._item(context - 1, 1, self._blocks[index * width :]) for index in range(batch)]
+
+    def _item(self, start: int, count: int, blocks: Sequence[int]) -> BatchItem:
+        width = self._layout.num_blocks(start + count)
+        tables = [blocks[group * width : (group + 1) * width] for group in range(len(self._layout.groups))]
+        tokens = torch.randint(self._vocab_size, (count,), generator=self._generator)
+        return BatchItem(tokens.tolist(), start, tables, 1)
+
+
 class Stand:
-    """An engine and tables of blocks over its pool."""
+    """An engine, its products alone, and work for it."""
 
     def __init__(self, engine: Engine, products: Products, rounds: int) -> None:
         self._engine = engine
         self._products = products
         self._rounds = rounds
-        self._generator = torch.Generator().manual_seed(0)
-        order = torch.randperm(engine.cache.pool.num_usable, generator=self._generator) + 1
-        self._blocks: list[int] = order.tolist()
+        self._work = Work(engine)
 
     def prefill(self, chunk: int, prefix: int, gemm_flops_per_s: float) -> Prefill:
-        items = [self._item(prefix, chunk, self._blocks)]
+        items = [self._work.chunk(prefix, chunk)]
         seconds = best_seconds(lambda: self._engine.runner.execute(items), self._rounds)
         return Prefill(chunk, prefix, seconds, self._flops(chunk, prefix), gemm_flops_per_s)
 
     def decode(self, batch: int, context: int, copy_bytes_per_s: float) -> Decode:
+        try:
+            items = self._work.decodes(batch, context)
+        except ValueError as error:
+            raise click.UsageError(f"--batch {batch}: {error}; raise --kv-bytes") from error
         layout = self._engine.layout
-        width = layout.num_blocks(context)
-        if batch * width * len(layout.groups) > len(self._blocks):
-            raise click.UsageError(f"--batch {batch}: {batch} x {context} tokens do not fit the pool; raise --kv-bytes")
-        items = [self._item(context - 1, 1, self._blocks[index * width :]) for index in range(batch)]
         seconds = best_seconds(lambda: self._engine.runner.execute(items), self._rounds)
         gemm_s = self._products.seconds(batch, self._rounds)
-        kv_bytes = batch * width * layout.block_bytes * len(layout.groups)
+        kv_bytes = batch * layout.num_blocks(context) * layout.block_bytes * len(layout.groups)
         return Decode(batch, context, seconds, gemm_s, kv_bytes, copy_bytes_per_s)
-
-    def _item(self, start: int, count: int, blocks: Sequence[int]) -> BatchItem:
-        layout = self._engine.layout
-        width = layout.num_blocks(start + count)
-        tables = [blocks[group * width : (group + 1) * width] for group in range(len(layout.groups))]
-        tokens = torch.randint(self._engine.model.vocab_size, (count,), generator=self._generator)
-        return BatchItem(tokens.tolist(), start, tables, 1)
 
     def _flops(self, chunk: int, prefix: int) -> float:
         model = self._engine.model

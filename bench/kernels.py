@@ -18,6 +18,7 @@ from bench.ceilings import best_seconds, copy_bandwidth, gemm_rate
 from bench.provenance import Provenance
 from bench.report import Report, TableText, print_table
 from engine.attention import AttentionBackend, AttentionContext, GroupMetadata, backends_of, make_backend
+from engine.dry_run import LayerAttention
 from engine.kv.huge_pages import advise_huge_pages
 from engine.kv.layout import KVGroup, KVLayout
 
@@ -160,7 +161,7 @@ def command(
         layout = KVLayout((KVGroup((0,)),), kv_heads, head_dim, block_size, _DTYPES[name])
         backends = {each: make_backend(each, _CPU) for each in backend}
         for made in backends.values():
-            made.prepare(layout)
+            made.prepare(layout, [LayerAttention(heads, kv_heads, head_dim, None, None, has_sinks=False)])
         for shape in SHAPES:
             prepared = Call.make(layout, shape, heads)
             for each, made in backends.items():

@@ -10,7 +10,9 @@ a real prefill of the same shape.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import statistics
+import tempfile
 import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
@@ -20,12 +22,12 @@ import torch
 
 from bench import report
 from bench.ceilings import copy_bandwidth
-from bench.checkpoint import Sizes
+from bench.checkpoint import Sizes, make_checkpoint
 from bench.provenance import Provenance
 from bench.report import Report, TableText, print_table
 from bench.transfer_ceiling import grpc_bandwidth
 from bench.transfer_overlap import Overlap, measure_overlap
-from bench.transfer_pair import Pair, Pushing, Transport, cpu_s, kv_layout, make_pool, make_sender, pair
+from bench.transfer_pair import CPU, Pair, Pushing, Transport, cpu_s, kv_layout, make_pool, make_sender, pair
 from engine.kv.layout import KVLayout
 
 TRANSPORTS: tuple[Transport, ...] = ("shm", "collective", "grpc")
@@ -60,9 +62,11 @@ class Result:
         return cpu_s / (self.num_bytes * len(self.seconds) / 1e9)
 
 
-def measure(transport: Transport, layout: KVLayout, num_blocks: int, rounds: int) -> tuple[Result, Result]:
-    """Times `rounds` transfers of `num_blocks` blocks, and of one, each after one more."""
-    with pair(transport, layout, num_blocks, run_pushes, layout, num_blocks) as both:
+def measure(
+    transport: Transport, layout: KVLayout, num_blocks: int, rounds: int, device: torch.device = CPU
+) -> tuple[Result, Result]:
+    """Times `rounds` transfers of `num_blocks` blocks, and of one, each after one more, between pools on `device`."""
+    with pair(transport, layout, num_blocks, run_pushes, layout, num_blocks, device, device=device) as both:
         return _measure(both, num_blocks, rounds), _measure(both, 1, rounds)
 
 
@@ -80,9 +84,9 @@ def _measure(both: Pair, num_blocks: int, rounds: int) -> Result:
     )
 
 
-def run_pushes(pipe: Connection, transport: Transport, layout: KVLayout, num_blocks: int) -> None:
+def run_pushes(pipe: Connection, transport: Transport, layout: KVLayout, num_blocks: int, device: torch.device) -> None:
     """The sender's process: pushes all layers of its blocks for each ticket; answers seconds and CPU seconds."""
-    sender = make_sender(make_pool(layout, num_blocks), layout, transport)
+    sender = make_sender(make_pool(layout, num_blocks, device), layout, transport)
     while (order := pipe.recv()) is not None:
         ticket, num_pushed = order
         block_ids = list(range(1, num_pushed + 1))
@@ -129,9 +133,13 @@ def command(*, tokens: int, rounds: int, dtype: str, overlap: bool, output: str 
     print_table(transfer_table(prompts, blocks, limit, bare_grpc))
     overlaps: dict[Transport, Overlap] = {}
     if overlap:
-        overlaps = {
-            transport: measure_overlap(transport, tokens, max(1, rounds // 4), Sizes()) for transport in TRANSPORTS
-        }
+        with tempfile.TemporaryDirectory(prefix="baton-bench-") as folder:
+            model = pathlib.Path(folder)
+            make_checkpoint(model)
+            overlaps = {
+                transport: measure_overlap(transport, tokens, max(1, rounds // 4), model, kv_layout(Sizes(), "float32"))
+                for transport in TRANSPORTS
+            }
         print_table(overlap_table(overlaps, tokens))
     if output is not None:
         results = {
@@ -149,13 +157,15 @@ def transfer_table(
     prompts: Mapping[Transport, Result],
     blocks: Mapping[Transport, Result],
     copy_bytes_per_s: float,
-    bare_grpc_bytes_per_s: float,
+    bare_grpc_bytes_per_s: float | None = None,
 ) -> TableText:
     """What of each transport is shown."""
     num_bytes = next(iter(prompts.values())).num_bytes
+    title = f"{num_bytes / 1e6:.1f} MB between two processes; a plain copy makes {copy_bytes_per_s / 1e9:.1f} GB/s"
+    if bare_grpc_bytes_per_s is not None:
+        title += f", bare gRPC {bare_grpc_bytes_per_s / 1e9:.2f}"
     return TableText(
-        f"{num_bytes / 1e6:.1f} MB between two processes; a plain copy makes {copy_bytes_per_s / 1e9:.1f} GB/s, "
-        f"bare gRPC {bare_grpc_bytes_per_s / 1e9:.2f}",
+        title,
         ("transport", "ms", "first, ms", "GB/s", "of a copy", "sender CPU s/GB", "receiver CPU s/GB", "one block, ms"),
         [
             (
@@ -176,7 +186,7 @@ def transfer_table(
 def overlap_table(overlaps: Mapping[Transport, Overlap], num_tokens: int) -> TableText:
     return TableText(
         f"prefill of {num_tokens} tokens, pushed layer by layer",
-        ("transport", "prefill alone, ms", "while pushing, ms", "then until committed, ms", "of the prefill"),
+        ("transport", "prefill alone, ms", "while pushing, ms", "then until committed, ms", "of the prefill", "in all"),
         [
             (
                 name,
@@ -184,6 +194,7 @@ def overlap_table(overlaps: Mapping[Transport, Overlap], num_tokens: int) -> Tab
                 f"{overlap.pushing_s * 1e3:.0f}",
                 f"{overlap.exposed_s * 1e3:.1f}",
                 f"{overlap.exposed_share:.1%}",
+                f"{overlap.added_share:+.1%}",
             )
             for name, overlap in overlaps.items()
         ],

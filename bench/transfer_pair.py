@@ -29,7 +29,8 @@ from bench.checkpoint import Sizes
 from bench.cores import halves, on_cores
 from engine.kv.huge_pages import advise_huge_pages
 from engine.kv.layout import KVGroup, KVLayout
-from kvtransfer.pages import PageMemory
+from kvtransfer.leading_receiver import LeadingReceiver
+from kvtransfer.pages import pool_memory
 from kvtransfer.push import Push
 from kvtransfer.receiver import Receiver
 from kvtransfer.sender import Sender
@@ -37,10 +38,11 @@ from kvtransfer.service import KVTransferService
 from kvtransfer.ticket import layout_fingerprint
 from worker.host import WorkerHost
 
-Transport: TypeAlias = Literal["shm", "collective", "grpc"]
+Transport: TypeAlias = Literal["cuda_ipc", "shm", "collective", "grpc"]
 # Runs in the sender's process: answers each (ticket, order) until the pipe says None.
 Sending: TypeAlias = Callable[..., None]
 
+CPU = torch.device("cpu")
 _MAX_MESSAGE_BYTES = 16 << 20
 
 
@@ -81,7 +83,7 @@ class Released:
 class Pair:
     """A receiver and the pipe to its sender."""
 
-    receiver: Receiver
+    receiver: LeadingReceiver
     layout: KVLayout
     _events: Released
     _pipe: Connection
@@ -103,28 +105,30 @@ class Pair:
 
 
 @contextlib.contextmanager
-def pair(transport: Transport, layout: KVLayout, num_blocks: int, sending: Sending, *arguments: Any) -> Iterator[Pair]:
+def pair(
+    transport: Transport,
+    layout: KVLayout,
+    num_blocks: int,
+    sending: Sending,
+    *arguments: Any,
+    device: torch.device = CPU,
+) -> Iterator[Pair]:
     """Starts both ends with pools for `num_blocks` blocks of one group.
 
     Args:
+        device: of the receiver's pool.
         sending: runs in the sender's process, as `sending(pipe, transport, *arguments)`.
     """
     config = TransferConfig(transports=(transport,))
     registry = CollectorRegistry()
     events = Released()
-    receiver = Receiver(
-        PageMemory.from_pool(make_pool(layout, num_blocks)),
-        layout,
-        layout_fingerprint(layout, model="bench"),
-        "decode-0",
-        1,
-        config,
-        TransferMetrics(registry),
-        events,
-    )
+    fingerprint = layout_fingerprint(layout, model="bench")
+    leader = LeadingReceiver(fingerprint, "decode-0", 1, config, events)
+    memory = pool_memory(make_pool(layout, num_blocks, device))
+    receiver = Receiver(memory, layout, fingerprint, "decode-0", 1, config, TransferMetrics(registry), leader)
 
     def register(server: grpc.aio.Server) -> None:
-        transfer_pb2_grpc.add_KVTransferServicer_to_server(KVTransferService(receiver), server)
+        transfer_pb2_grpc.add_KVTransferServicer_to_server(KVTransferService(leader), server)
 
     host = WorkerHost("127.0.0.1", max_message_bytes=_MAX_MESSAGE_BYTES, registry=registry)
     context = multiprocessing.get_context("spawn")
@@ -134,12 +138,13 @@ def pair(transport: Transport, layout: KVLayout, num_blocks: int, sending: Sendi
     with on_cores(our_cores):
         try:
             host.start(register)
-            receiver.listen("127.0.0.1", host.address)
+            receiver.listen("127.0.0.1")
+            leader.lead([receiver], host.address)
             with on_cores(their_cores):
                 child.start()
             # A child that dies then ends the pipe here.
             there.close()
-            yield Pair(receiver, layout, events, here)
+            yield Pair(leader, layout, events, here)
             here.send(None)
             child.join()
         finally:
@@ -150,16 +155,17 @@ def pair(transport: Transport, layout: KVLayout, num_blocks: int, sending: Sendi
             receiver.close()
 
 
-def make_pool(layout: KVLayout, num_blocks: int) -> torch.Tensor:
+def make_pool(layout: KVLayout, num_blocks: int, device: torch.device = CPU) -> torch.Tensor:
     """Memory as an engine's cache has it, written once so that no page of it is faulted in while it is measured."""
-    pool = torch.empty(layout.pool_shape(num_blocks + 1), dtype=layout.dtype)
-    advise_huge_pages(pool)
+    pool = torch.empty(layout.pool_shape(num_blocks + 1), dtype=layout.dtype, device=device)
+    if device.type == "cpu":
+        advise_huge_pages(pool)
     return pool.fill_(1)
 
 
 def make_sender(pool: torch.Tensor, layout: KVLayout, transport: Transport) -> Sender:
     return Sender(
-        PageMemory.from_pool(pool),
+        pool_memory(pool),
         layout,
         layout_fingerprint(layout, model="bench"),
         "prefill-0",

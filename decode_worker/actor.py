@@ -12,10 +12,13 @@ from baton.requests import AttemptRef
 from decode_worker.loop import DecodeLoop
 from decode_worker.outbox import Outbox
 from decode_worker.service import DecodeService
-from kvtransfer.pages import PageMemory
+from kvtransfer.leading_receiver import LeadingReceiver
+from kvtransfer.pages import pool_memory
 from kvtransfer.receiver import Receiver
 from kvtransfer.service import KVTransferService
 from worker.core import WorkerCore
+from worker.ranks.processes import Launched
+from worker.ranks.transfers import RemoteReceiver, rank_heads, tell_receiver
 
 
 class PostedEvents:
@@ -44,7 +47,10 @@ class DecodeActor:
     """All methods are called by the hosting thread."""
 
     def __init__(self, config_json: str) -> None:
+        """Begins the processes of the worker's other ranks, on a thread that must last, and not be beside another if
+        they are to be forked."""
         self._config = WorkerConfig.model_validate_json(config_json)
+        self._launched = Launched(self._config.tensor_parallel_size - 1)
         self._core: WorkerCore | None = None
         self._receiver: Receiver | None = None
         self._loop: DecodeLoop | None = None
@@ -56,22 +62,28 @@ class DecodeActor:
             ValueError: the checkpoint or the pool will not do.
         """
         config = self._config
-        core = WorkerCore(config, chunk_tokens=config.decode.prefill_chunk_tokens)
+        core = WorkerCore(
+            config,
+            self._launched,
+            chunk_tokens=config.decode.prefill_chunk_tokens,
+            decode_sequences=config.decode.max_batch_seqs,
+        )
         events = PostedEvents(core.thread.post)
+        leader = LeadingReceiver(core.fingerprint, config.name, config.epoch, config.transfer, events)
         receiver = Receiver(
-            PageMemory.from_pool(core.engine.cache.kv),
+            pool_memory(core.engine.cache.kv, rank_heads(core.engine.layout.num_kv_heads, 0)),
             core.engine.layout,
             core.fingerprint,
             config.name,
             config.epoch,
             config.transfer,
             core.transfer_metrics,
-            events,
+            leader,
         )
         outbox = Outbox()
         loop = DecodeLoop(
             core.engine,
-            receiver,
+            leader,
             outbox,
             config=config.decode,
             leases=core.leases,
@@ -94,11 +106,13 @@ class DecodeActor:
 
         def register(server: grpc.aio.Server) -> None:
             worker_pb2_grpc.add_DecodeWorkerServicer_to_server(service, server)
-            transfer_pb2_grpc.add_KVTransferServicer_to_server(KVTransferService(receiver), server)
+            transfer_pb2_grpc.add_KVTransferServicer_to_server(KVTransferService(leader), server)
 
         self._core, self._receiver, self._loop = core, receiver, loop
         core.serve(loop, register)
-        receiver.listen(config.host, core.host.address)
+        receiver.listen(config.host)
+        shards = core.team.start(tell_receiver(leader))
+        leader.lead([receiver, *map(RemoteReceiver, core.team.steps, shards)], core.host.address)
         return core.info().SerializeToString()
 
     def drain(self, timeout_s: float) -> None:

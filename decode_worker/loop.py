@@ -27,7 +27,7 @@ from baton.metrics import SchedulerMetrics
 from baton.requests import AttemptRef, FinishReason, Logprobs, RequestSpec, Token
 from baton.wire import ref_to_wire
 from decode_worker.admission import Admission, Refused
-from decode_worker.batch import Computed, RunningBatch
+from decode_worker.batch import RunningBatch, Step
 from decode_worker.choices import fork_choices
 from decode_worker.outbox import Outbox
 from decode_worker.report import StepReport
@@ -36,10 +36,10 @@ from decode_worker.tracing import DecodeTrace
 from engine.engine import Engine
 from engine.grammar import CompiledGrammar
 from engine.prompt_logprobs import score_chunk
-from engine.sampling import sample
+from engine.sampling import SampledTokens
 from engine.sampling_state import SamplingState
+from kvtransfer.leading_receiver import LeadingReceiver
 from kvtransfer.lease import LeaseTable
-from kvtransfer.receiver import Receiver
 from worker.attempts import Tombstones
 from worker.deadlines import Deadlines
 from worker.watch import WatchPublisher
@@ -53,7 +53,7 @@ class DecodeLoop:
     def __init__(
         self,
         engine: Engine,
-        receiver: Receiver,
+        receiver: LeadingReceiver,
         outbox: Outbox,
         *,
         config: DecodeConfig,
@@ -75,9 +75,14 @@ class DecodeLoop:
         self._admission = Admission(engine, config)
         self._requests: dict[AttemptRef, DecodeRequest] = {}
         self._batch = RunningBatch(engine, self._requests, config, clock)
+        # On a CPU a step is through once it is launched, and there is nothing to be gained.
+        on_gpu = engine.model.device.type == "cuda"
+        self._overlaps = on_gpu if config.async_scheduling == "auto" else config.async_scheduling == "on"
         # Ended while a copy-in was under way: their blocks wait for the receiver.
         self._letting_go: dict[AttemptRef, DecodeRequest] = {}
         self._num_arrived = 0
+        # Launched, and not taken yet.
+        self._in_flight: Step | None = None
         # What a step that fails was about.
         self._current: list[TokenSequence] = []
         self._deadlines = Deadlines(self._requests)
@@ -220,29 +225,41 @@ class DecodeLoop:
     @property
     def is_idle(self) -> bool:
         """Whether no attempt holds anything."""
-        return not self._requests and not self._letting_go
+        return not self._requests and not self._letting_go and self._in_flight is None
 
     def next_wakeup_s(self) -> float | None:
         return self._deadlines.wait_s(self._clock(), self._leases.next_expiry_s)
 
     def step(self) -> bool:
-        """Take every running sequence one token further. False when nothing could be computed."""
+        """Take every running sequence one token further. False when nothing could be computed.
+
+        Where steps overlap, the next one is launched before the tokens of the last are looked at.
+        """
         started_s = self._clock()
         self._sweep(started_s)
         plan = self._batch.plan()
         while plan.preempt is not None:
-            self._preempt(self._requests[plan.preempt])
+            if self._in_flight is not None:
+                # It may end somebody.
+                self._take_in_flight()
+            else:
+                self._preempt(self._requests[plan.preempt])
             plan = self._batch.plan()
         if plan.is_empty:
+            was_in_flight = self._in_flight is not None
+            self._take_in_flight()
             self._publish()
-            return False
+            return was_in_flight
         self._current = [*plan.decodes, *(chunk.sequence for chunk in plan.chunks)]
-        computed = self._batch.compute(plan)
+        step = self._batch.launch(plan)
+        model_s = step.model_s + self._take_in_flight()
+        self._in_flight = step
+        if not self._overlaps or not step.can_be_followed:
+            model_s += self._take_in_flight()
+        self._current = []
         if plan.chunks:
             # Blocks that were owed are taken.
             self._counts_are_stale = True
-        self._take(computed)
-        self._current = []
         self._publish()
         num_prefilled = sum(chunk.num_tokens for chunk in plan.chunks)
         self._decoded_tokens.inc(len(plan.decodes))
@@ -250,13 +267,15 @@ class DecodeLoop:
         self._metrics.step_tokens.observe(len(plan.decodes) + num_prefilled)
         step_s = self._clock() - started_s
         self._metrics.step_s.observe(step_s)
-        self._metrics.step_overhead_s.observe(step_s - computed.model_s)
+        self._metrics.step_overhead_s.observe(step_s - model_s)
         return True
 
     def fail(self, error: Exception) -> None:
         """A step raised: the requests that it was about end, everything else goes on."""
         self._metrics.step_failures.inc()
-        for ref in {sequence.ref for sequence in self._current}:
+        launched, self._in_flight = self._in_flight, None
+        sequences = self._current if launched is None else [*self._current, *launched.sequences]
+        for ref in {sequence.ref for sequence in sequences}:
             if (request := self._requests.get(ref)) is not None:
                 self._end(request, InternalError(f"decode failed: {type(error).__name__}: {error}"))
         self._current = []
@@ -288,29 +307,29 @@ class DecodeLoop:
 
     # What a step made
 
-    def _take(self, computed: Computed) -> None:
-        """Choose the next token of each sequence whose tokens are all computed."""
-        for request, start, logits in computed.scored:
-            self._report.scored(request, score_chunk(request.spec, start, logits))
-        reached, logits = computed.reached, computed.logits
-        if not reached:
-            return
-        states = [state for sequence in reached for state in sequence.states]
-        # A prompt may have any number of choices to sample, and none as well.
-        if any(len(sequence.states) != 1 for sequence in reached[computed.num_decoded :]):
-            logits = logits[[row for row, sequence in enumerate(reached) for _ in sequence.states]]
-        result = sample(logits, states)
-        num_decoded = computed.num_decoded
-        self._batch.advance(result.token_ids[:num_decoded])
-        sampled = zip(states, result.token_ids, result.logprobs, strict=True)
-        for sequence, (_, token_id, logprobs) in zip(reached[:num_decoded], sampled, strict=False):
-            self._advance(sequence, token_id, logprobs)
-        for sequence in reached[num_decoded:]:
+    def _take_in_flight(self) -> float:
+        """Tell the tokens of the step that is in flight, if one is; returns the seconds that it was waited for."""
+        if (step := self._in_flight) is None:
+            return 0.0
+        for request, start, logits in step.scored:
+            if request.phase is Phase.PREFILLING:
+                self._report.scored(request, score_chunk(request.spec, start, logits))
+        started_s = self._clock()
+        result = SampledTokens([], []) if step.drawn is None else step.drawn.read()
+        waited_s = self._clock() - started_s
+        self._batch.take(step, result.token_ids)
+        sampled = zip(step.states, result.token_ids, result.logprobs, strict=True)
+        for sequence in step.reached:
             tokens = list(itertools.islice(sampled, len(sequence.states)))
+            if sequence.left:
+                # It ended meanwhile.
+                continue
             if sequence.lane is None:
                 self._finish_prefill(self._requests[sequence.ref], tokens)
             else:
                 self._advance(sequence, *tokens[0][1:])
+        self._in_flight = None
+        return waited_s
 
     def _finish_prefill(
         self, request: DecodeRequest, sampled: Sequence[tuple[SamplingState, int, Logprobs | None]]
@@ -343,10 +362,7 @@ class DecodeLoop:
 
     def _advance(self, sequence: TokenSequence, token_id: int, logprobs: Logprobs | None) -> None:
         """A choice has its next token."""
-        request = self._requests.get(sequence.ref)
-        if request is None:
-            # It ended in this step, where another of its choices failed.
-            return
+        request = self._requests[sequence.ref]
         position = sequence.num_generated
         reason = sequence.append(token_id)
         if (error := sequence.states[0].error) is not None:

@@ -37,7 +37,8 @@ class TokenSequence(Sequence):
         states: how to sample what follows: one entry, or for a shared prefix one for each choice to be sampled.
         lane: where the tokens of a choice go; None for a shared prefix.
         row: of the batch's `DecodeRows`; None while it has none.
-        next_change: the smallest `num_computed` at which one of its blocks is full or a window has passed one.
+        left: it is done with, and its blocks are given back.
+        next_change: the smallest `num_settled` at which one of its blocks is full or a window has passed one.
     """
 
     token_ids: list[int]
@@ -48,6 +49,7 @@ class TokenSequence(Sequence):
     states: list[SamplingState]
     lane: Lane | None = None
     row: int | None = None
+    left: bool = False
     next_change: int = 0
 
     @property
@@ -62,9 +64,34 @@ class TokenSequence(Sequence):
         state.append(token_id)
         return state.finish_reason(token_id)
 
+    @property
+    def num_settled(self) -> int:
+        """Leading tokens that are known and whose steps are through, or at least launched where they are a prompt's.
+
+        Whatever the device is given from now on comes after these.
+        """
+        return self.num_computed - self.num_pending
+
+    @property
+    def has_chosen_all(self) -> bool:
+        """Whether no token may follow those that were chosen, told or not."""
+        state = self.states[0]
+        return state.next_position >= state.params.max_tokens
+
+    def pend(self) -> None:
+        """A step that computes this choice's last token is on its way, and chooses the next."""
+        self.num_computed += 1
+        self.num_pending += 1
+        self.states[0].num_pending += 1
+
+    def unpend(self) -> None:
+        """The oldest token that is pending is known; `append` follows if the choice goes on."""
+        self.num_pending -= 1
+        self.states[0].num_pending -= 1
+
     def extend_hashes(self, block_size: int) -> list[bytes]:
         """The hashes of all full blocks that are computed."""
-        num_full = self.num_computed // block_size
+        num_full = self.num_settled // block_size
         if num_full > len(self.block_hashes):
             start = len(self.block_hashes)
             parent = self.block_hashes[-1] if start else self.salt_root

@@ -23,9 +23,10 @@ class Sequence:
     Attributes:
         arrival: order of arrival of the request.
         num_tokens: tokens known so far; when all are computed the next one is sampled.
+        num_pending: tokens that were sampled since, which the device knows and nobody else does.
         num_computed: leading tokens whose KV is in the pool.
         num_blocks: logical blocks (per group) that are allocated.
-        paused: too many of its tokens are unacknowledged.
+        paused: not to be computed now.
     """
 
     ref: AttemptRef
@@ -35,11 +36,12 @@ class Sequence:
     num_computed: int
     num_blocks: int
     choice: int = 0
+    num_pending: int = 0
     paused: bool = False
 
     @property
     def num_remaining(self) -> int:
-        return self.num_tokens - self.num_computed
+        return self.num_tokens + self.num_pending - self.num_computed
 
     @property
     def order(self) -> tuple[int, int, int]:
@@ -104,8 +106,8 @@ def plan_step(ordered: collections.abc.Sequence[S], free_blocks: int, limits: Li
     prompts: list[S] = []
     for sequence in ordered:
         end = sequence.num_computed + 1
-        if sequence.num_tokens != end:
-            if sequence.num_tokens > end:
+        if (num_tokens := sequence.num_tokens + sequence.num_pending) != end:
+            if num_tokens > end:
                 prompts.append(sequence)
             continue
         if sequence.paused or len(decodes) == limits.max_seqs:

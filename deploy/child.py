@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from deploy import tether
+from baton import tether
 
 STDERR = 2
 

@@ -22,7 +22,8 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 
-from deploy import tether, worker_process
+from baton import tether
+from deploy import worker_process
 from deploy.hosting import import_quickly
 
 MAX_REQUEST_BYTES = 65536

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class WorkerActor(Protocol):
-    """A worker as its package offers it; made from the JSON of its `WorkerConfig`."""
+    """A worker as its package offers it; made from the JSON of its `WorkerConfig`, on a thread that lasts as long."""
 
     def start(self) -> bytes:
         """Loads the model, listens, and returns a serialised WorkerInfo.
@@ -55,13 +55,18 @@ class HostedWorker:
         self._config_json = config_json
         self._actor: WorkerActor | None = None
 
-    def start(self) -> str:
-        """Starts the actor, blocking, and returns the report; never raises, so that every failure has one way out."""
+    def start(self, made: Callable[[], None] = lambda: None) -> str:
+        """Starts the actor, blocking, and returns the report; never raises, so that every failure has one way out.
+
+        Args:
+            made: called when the actor is made, and before it starts: while it is made it may fork.
+        """
         try:
             set_worker_environment()
             config = WorkerConfig.model_validate_json(self._config_json)
             logs.configure(config.log, role=config.role, worker=config.name)
             self._actor = _load(self._path)(self._config_json)
+            made()
             return json.dumps({"info": base64.b64encode(self._actor.start()).decode()})
         except (ValueError, BatonError) as error:
             return json.dumps({"error": str(error)})

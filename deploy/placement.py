@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from baton.config import Placement, Role, ServeConfig
+from baton.config import Placement, Role, ServeConfig, WorkerConfig, num_ranks, with_part_of_gpu
 
 # What `Placement.labels` may ask for, as in a label selector of Ray: a, !a, in(a,b) or !in(a,b).
 _SELECTOR = re.compile(r"(?P<not>!?)(?:in\((?P<any>.*)\)|(?P<one>.*))")
@@ -74,21 +74,28 @@ class Placed:
 def make_request(config: ServeConfig, role: Role, nodes: Sequence[Node]) -> Request:
     """What workers of `role` take.
 
-    Where the number of CPUs is left open it is one in a cluster that was joined, so that no worker goes to a node
-    without any, and none in a local Ray, which is for this alone. Where the number of GPUs is left open it is none for
-    device cpu and, on auto, where not every node that fits has one; else it is one, or a share of one where the GPUs of
-    a local Ray are fewer than its workers.
+    Where the number of CPUs is left open it is one for each rank in a cluster that was joined, so that no worker goes
+    to a node without any, and none in a local Ray, which is for this alone. Where the number of GPUs is left open it is
+    none for device cpu and, on auto, where not every node that fits has one; else it is one for each rank, or for a
+    worker of one rank a share of one where the GPUs of a local Ray are fewer than its workers' ranks.
     """
     placement = placement_of(config, role)
     joined = config.cluster.ray_address is not None
-    cpus = placement.num_cpus if placement.num_cpus is not None else float(joined)
+    degree = (config.prefill if role == "prefill" else config.decode).tensor_parallel_size
+    cpus = placement.num_cpus if placement.num_cpus is not None else float(joined * degree)
     amounts = {"CPU": cpus, **placement.resources}
     without_gpus = Request(role, _positive(amounts), placement.labels, pack=placement.strategy == "pack")
     gpus = placement.num_gpus
     if gpus is None:
-        gpus = _num_gpus(config, [node for node in nodes if fits(node, without_gpus, [])])
+        gpus = _num_gpus(config, degree, [node for node in nodes if fits(node, without_gpus, [])])
     resources = _positive({"CPU": cpus, "GPU": gpus, **placement.resources})
     return dataclasses.replace(without_gpus, resources=resources)
+
+
+def limit_memory(config: WorkerConfig, request: Request) -> WorkerConfig:
+    """The worker's config with its part of a GPU's memory, where it takes a share of one."""
+    gpus = request.resources.get("GPU", 0.0)
+    return with_part_of_gpu(config, gpus) if 0 < gpus < 1 else config
 
 
 def placement_of(config: ServeConfig, role: Role) -> Placement:
@@ -132,17 +139,16 @@ def describe_lack(request: Request, nodes: Sequence[Node], placed: Collection[Pl
     return f"no node fits a {request.role} worker ({request}); there are: {'; '.join(offers) or 'none'}"
 
 
-def _num_gpus(config: ServeConfig, fitting: Sequence[Node]) -> float:
+def _num_gpus(config: ServeConfig, degree: int, fitting: Sequence[Node]) -> float:
     if config.model.device == "cpu":
         return 0.0
     total = sum(node.resources.get("GPU", 0.0) for node in fitting)
     if config.model.device == "auto" and not (fitting and all(node.resources.get("GPU") for node in fitting)):
         return 0.0
-    workers = config.cluster.prefill_workers + config.cluster.decode_workers
-    if config.cluster.ray_address is None and 0 < total < workers:
+    if degree == 1 and config.cluster.ray_address is None and 0 < total < (ranks := num_ranks(config)):
         # Ray keeps shares of a GPU to four places.
-        return math.floor(total / workers * 10_000) / 10_000
-    return 1.0
+        return math.floor(total / ranks * 10_000) / 10_000
+    return float(degree)
 
 
 def _positive(amounts: Mapping[str, float]) -> dict[str, float]:

@@ -16,7 +16,8 @@ from router.tls import ServerTls
 
 
 def check(config: ServeConfig) -> None:
-    """Checks the checkpoint folder, the ports, the files of TLS, the KV pool, tracing and the ready file's folder.
+    """Checks the checkpoint folder, the ports, the files of TLS, the KV pool, the ranks, tracing and the ready file's
+    folder.
 
     Raises:
         StartError: names the flag and the problem.
@@ -26,6 +27,7 @@ def check(config: ServeConfig) -> None:
     check_port("--http-port", config.router.host, config.router.http_port)
     check_tls(config.router)
     check_pool(config)
+    check_ranks(config)
     check_tracing()
     if config.ready_file is not None and not pathlib.Path(config.ready_file).absolute().parent.is_dir():
         raise StartError(f"--ready-file {config.ready_file}: its folder does not exist")
@@ -82,6 +84,25 @@ def _block_bytes(config: ServeConfig) -> int | None:
         return None
     item_bytes = 4 if config.model.dtype == "float32" else 2
     return 2 * num_layers * num_kv_heads * head_dim * item_bytes * config.cache.block_size
+
+
+def check_ranks(config: ServeConfig) -> None:
+    """Checks that the model's heads and columns can be shared among the ranks of workers of either role."""
+    try:
+        checkpoint = json.loads((pathlib.Path(config.model.path) / "config.json").read_text())
+    except (OSError, ValueError):
+        checkpoint = None
+    if not isinstance(checkpoint, dict):
+        # A worker says what is wrong with it.
+        return
+    for section, size in (
+        ("prefill", config.prefill.tensor_parallel_size),
+        ("decode", config.decode.tensor_parallel_size),
+    ):
+        for field in ("num_key_value_heads", "num_attention_heads", "intermediate_size"):
+            value = checkpoint.get(field)
+            if isinstance(value, int) and value % size:
+                raise StartError(f"{section}.tensor_parallel_size {size}: does not divide the model's {field}, {value}")
 
 
 def check_tracing(environ: Mapping[str, str] = os.environ) -> None:

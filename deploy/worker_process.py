@@ -30,9 +30,10 @@ def run(parent: socket.socket) -> int:
         return 1
     order = json.loads(first)
     stops: queue.SimpleQueue[float] = queue.SimpleQueue()
-    threading.Thread(target=_follow_parent, args=(lines, stops), name="parent", daemon=True).start()
+    follower = threading.Thread(target=_follow_parent, args=(lines, stops), name="parent", daemon=True)
     worker = HostedWorker(order["actor"], json.dumps(order["config"]))
-    report = worker.start()
+    # Not before: a process of several threads cannot fork its other ranks.
+    report = worker.start(made=follower.start)
     parent.sendall(report.encode() + b"\n")
     if "error" in json.loads(report):
         return 1

@@ -1,7 +1,8 @@
-"""A step's work, flattened to the tensors that the model and attention read.
+"""A step's work, flattened to what the model and attention read.
 
 A worker describes its work as `BatchItem`s, or keeps `engine.decode_rows.DecodeRows` for what decodes; both become
-`Parts`, and the parts of a step its `Batch`. All of it happens on the engine's thread.
+`Parts`, the parts of a step its `Batch` on the host, and that the `BatchTensors` of a device. All of it happens on the
+engine's thread.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 
 from engine.attention.base import GroupMetadata
 from engine.kv.layout import NULL_BLOCK, KVLayout
+from engine.staging import Array, to_device
 
 BlockRow = Sequence[int] | npt.NDArray[np.integer]
 Int64s = npt.NDArray[np.int64]
@@ -41,8 +43,8 @@ class BatchItem:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Batch:
-    """Items flattened to one row of T tokens.
+class BatchTensors:
+    """Items flattened to one row of T tokens, on the device that computes them.
 
     Attributes:
         token_ids, positions: int64 [T].
@@ -64,6 +66,73 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """The same on the host, as `BatchTensors` says; and which tokens only the device knows so far.
+
+    Attributes:
+        tables: for each group int32 [S, max_blocks].
+        slots: for each group int64 [T]; where keys and values of the tokens go.
+        sources: int64 [T]; where the device finds a token among those that it chose in the step before, below 0 for
+            those that `token_ids` has; None where it has all.
+    """
+
+    token_ids: Int64s
+    positions: Int64s
+    cu_seqlens_q: Int32s
+    seq_lens: Int32s
+    tables: tuple[Int32s, ...]
+    slots: tuple[Int64s, ...]
+    logit_rows: Int64s
+    max_query_len: int
+    max_seq_len: int
+    sources: Int64s | None = None
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether it is one token of each of its items, with its logits."""
+        return self.max_query_len == 1 and len(self.logit_rows) == len(self.seq_lens)
+
+    @property
+    def arrays(self) -> list[Array]:
+        """What travels to the device, `sources` aside; `tensors` takes it there."""
+        columns: list[Array] = [self.token_ids, self.positions, self.cu_seqlens_q, self.seq_lens, self.logit_rows]
+        return [*columns, *self.tables, *self.slots]
+
+    def tensors(self, arrays: Sequence[torch.Tensor]) -> BatchTensors:
+        """The batch of tensors that have the content of `arrays`."""
+        token_ids, positions, cu_seqlens_q, seq_lens, logit_rows, *rest = arrays
+        tables, slots = rest[: len(self.tables)], rest[len(self.tables) :]
+        return BatchTensors(
+            token_ids=token_ids,
+            positions=positions,
+            cu_seqlens_q=cu_seqlens_q,
+            seq_lens=seq_lens,
+            groups=tuple(map(GroupMetadata, tables, slots)),
+            logit_rows=logit_rows,
+            max_query_len=self.max_query_len,
+            max_seq_len=self.max_seq_len,
+        )
+
+    def on(self, device: torch.device, chosen: torch.Tensor | None = None) -> BatchTensors:
+        """The batch on `device`, without waiting for it.
+
+        Args:
+            chosen: int64, on `device`; the tokens that `sources` speaks of.
+        """
+        if self.sources is None:
+            return self.tensors(to_device(self.arrays, device))
+        *arrays, sources = to_device([*self.arrays, self.sources], device)
+        assert chosen is not None
+        take_chosen(arrays[0], sources, chosen)
+        return self.tensors(arrays)
+
+
+def take_chosen(token_ids: torch.Tensor, sources: torch.Tensor, chosen: torch.Tensor) -> None:
+    """Fills in, in place, the tokens [T] that have a source in `chosen`; all int64 and on one device."""
+    token_ids.copy_(torch.where(sources < 0, token_ids, chosen[sources.clamp(min=0)]))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Parts:
     """Items in columns, S of them with T tokens together.
 
@@ -71,6 +140,7 @@ class Parts:
         token_ids: int64 [T]; the items' tokens, one item after the other.
         starts, lengths, num_logits: int64 [S]; as of a `BatchItem`.
         tables: for each group int32 [S, blocks]; an item's row is null beyond the blocks of its own context.
+        sources: int64 [T] as of a `Batch`; None where all tokens are known.
     """
 
     token_ids: Int64s
@@ -78,11 +148,12 @@ class Parts:
     lengths: Int64s
     num_logits: Int64s
     tables: tuple[Int32s, ...]
+    sources: Int64s | None = None
 
 
-def build_batch(items: Sequence[BatchItem], layout: KVLayout, device: torch.device) -> Batch:
+def build_batch(items: Sequence[BatchItem], layout: KVLayout) -> Batch:
     """Flatten items; Python touches each item and block row, numpy each token."""
-    return assemble([parts_of(items, layout)], layout, device)
+    return assemble([parts_of(items, layout)], layout)
 
 
 def parts_of(items: Sequence[BatchItem], layout: KVLayout) -> Parts:
@@ -105,7 +176,7 @@ def parts_of(items: Sequence[BatchItem], layout: KVLayout) -> Parts:
     )
 
 
-def assemble(parts: Sequence[Parts], layout: KVLayout, device: torch.device) -> Batch:
+def assemble(parts: Sequence[Parts], layout: KVLayout) -> Batch:
     """The batch of all parts, in their order."""
     whole = parts[0] if len(parts) == 1 else _joined(parts)
     lengths, starts = whole.lengths, whole.starts
@@ -118,14 +189,16 @@ def assemble(parts: Sequence[Parts], layout: KVLayout, device: torch.device) -> 
     ordinals, offsets = np.divmod(positions, layout.block_size)
     seq_lens = starts + lengths
     return Batch(
-        token_ids=torch.from_numpy(whole.token_ids).to(device),
-        positions=torch.from_numpy(positions).to(device),
-        cu_seqlens_q=torch.from_numpy(cu_seqlens.astype(np.int32)).to(device),
-        seq_lens=torch.from_numpy(seq_lens.astype(np.int32)).to(device),
-        groups=tuple(_place(table, owners, ordinals, offsets, layout.block_size, device) for table in whole.tables),
-        logit_rows=torch.from_numpy(_last_rows(cu_seqlens[1:], whole.num_logits)).to(device),
+        token_ids=whole.token_ids,
+        positions=positions,
+        cu_seqlens_q=cu_seqlens.astype(np.int32),
+        seq_lens=seq_lens.astype(np.int32),
+        tables=whole.tables,
+        slots=tuple(_slots(table, owners, ordinals, offsets, layout.block_size) for table in whole.tables),
+        logit_rows=_last_rows(cu_seqlens[1:], whole.num_logits),
         max_query_len=int(lengths.max()),
         max_seq_len=int(seq_lens.max()),
+        sources=whole.sources,
     )
 
 
@@ -136,6 +209,15 @@ def _joined(parts: Sequence[Parts]) -> Parts:
         lengths=np.concatenate([part.lengths for part in parts]),
         num_logits=np.concatenate([part.num_logits for part in parts]),
         tables=tuple(_stacked(tables) for tables in zip(*(part.tables for part in parts), strict=True)),
+        sources=_joined_sources(parts),
+    )
+
+
+def _joined_sources(parts: Sequence[Parts]) -> Int64s | None:
+    if all(part.sources is None for part in parts):
+        return None
+    return np.concatenate(
+        [np.full(len(part.token_ids), -1) if part.sources is None else part.sources for part in parts]
     )
 
 
@@ -157,13 +239,11 @@ def _padded(rows: Sequence[BlockRow], num_blocks: Int64s) -> Int32s:
     return table
 
 
-def _place(
-    table: Int32s, owners: Int64s, ordinals: Int64s, offsets: Int64s, block_size: int, device: torch.device
-) -> GroupMetadata:
+def _slots(table: Int32s, owners: Int64s, ordinals: Int64s, offsets: Int64s, block_size: int) -> Int64s:
     """Look each token's slot up in a group's block table."""
     blocks = table[owners, ordinals].astype(np.int64)
     assert (blocks != NULL_BLOCK).all(), "a token would be written to the null block"
-    return GroupMetadata(torch.from_numpy(table).to(device), torch.from_numpy(blocks * block_size + offsets).to(device))
+    return blocks * block_size + offsets
 
 
 def _last_rows(ends: Int64s, counts: Int64s) -> Int64s:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from engine.cpu_kernels import choosing
+from engine.philox import uniforms
 from engine.sampling_state import SamplingState, Uniforms
 
 # Logits whose weights are made and drawn from at a time: they stay in the second-level cache.
@@ -22,14 +23,26 @@ def prepare() -> None:
     choosing.compile_all()
 
 
-def argmax(logits: torch.Tensor) -> list[int]:
-    """See `engine.choosing_torch.argmax`. Numpy's is vectorised: ten times as fast as torch's."""
-    token_ids: list[int] = logits.numpy().argmax(-1).tolist()
-    return token_ids
+def argmax(logits: torch.Tensor) -> torch.Tensor:
+    """The most likely token of each row of logits [R, V]: the lowest id among equals; int64 [R].
+
+    Numpy's argmax is vectorised: ten times as fast as torch's.
+    """
+    return torch.from_numpy(logits.numpy().argmax(-1))
 
 
-def choose(logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplingState], numbers: Uniforms) -> list[int]:
-    """See `engine.choosing_torch.choose`."""
+def choose(logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplingState]) -> torch.Tensor:
+    """The next tokens of some rows of edited logits.
+
+    Args:
+        logits: float32 [R, V], left as they are.
+        rows: which of them, each once, in order.
+        states: one for each of `rows`.
+
+    Returns:
+        int64 [len(rows)], on the logits' device.
+    """
+    numbers = numbers_for(states)
     array = np.ascontiguousarray(logits.numpy())
     token_ids = np.zeros(len(rows), np.int64)
     ranked_places: list[int] = []
@@ -62,12 +75,26 @@ def choose(logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplingS
         drawn = np.zeros(len(some), np.int64)
         choosing.draw(weights.exp_().numpy(), *_limits(some), numbers[places], drawn)
         token_ids[places] = drawn
-    chosen: list[int] = token_ids.tolist()
-    return chosen
+    return torch.from_numpy(token_ids)
+
+
+def numbers_for(states: Sequence[SamplingState]) -> Uniforms:
+    """What inverts the cumulative distribution of each row's next token: in [0, 1), 0 for those that are greedy."""
+    numbers = np.zeros(len(states))
+    drawn = [index for index, state in enumerate(states) if not state.greedy]
+    if drawn:
+        some = [states[index] for index in drawn]
+        words = np.array([(state.seed, state.choice, state.next_position) for state in some], np.uint64)
+        numbers[drawn] = uniforms(words[:, 0], words[:, 1], words[:, 2])
+    return numbers
 
 
 def ranked(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `engine.choosing_torch.ranked`."""
+    """The `k` largest logits of each row and their ids, largest first; among equals the lowest ids, lowest first.
+
+    Returns:
+        float32 [R, k] and int64 [R, k].
+    """
     values, ids = np.empty((len(logits), k), np.float32), np.empty((len(logits), k), np.int64)
     choosing.rank(np.ascontiguousarray(logits.numpy()), values, ids)
     return torch.from_numpy(values), torch.from_numpy(ids)

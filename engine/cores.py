@@ -118,13 +118,14 @@ class Cores:
         """
         Args:
             num_threads: the worker's own; 0 for as many as torch uses.
-            max_threads: while all other workers of the host are idle; at most `num_threads` borrows nothing.
+            max_threads: while all other workers of the host are idle; as many as its own borrows nothing, but lets the
+                others know when it computes, which fewer does not.
         """
         self._own = num_threads or torch.get_num_threads()
         self._most = max(max_threads, self._own)
         self._now = 0
         self._board: CoreBoard | None = None
-        if self._most > self._own:
+        if max_threads >= self._own:
             try:
                 self._board = CoreBoard()
             except OSError as error:
@@ -135,7 +136,7 @@ class Cores:
         wanted = self._own
         if self._board is not None:
             self._board.raise_flag()
-            if self._board.others_idle():
+            if self._most > self._own and self._board.others_idle():
                 wanted = self._most
         if wanted != self._now:
             torch.set_num_threads(wanted)

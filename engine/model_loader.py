@@ -5,21 +5,34 @@ Called once by each worker at start, before the KV pool is sized; blocking.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 from typing import Any, Literal, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from baton.config import ModelConfig
 from engine.attention.interface import IMPLEMENTATION, AttentionDispatch, register
 from engine.dry_run import DryRun, LayerAttention, dry_run
+from engine.fused.kit import make_kit
 from engine.fused.replace import fuse
 from engine.kv.layout import KVLayout, group_layers
 from engine.model_support import check_supported, declared_windows
+from engine.parallel.group import RankGroup
+from engine.parallel.modules import connect
+from engine.parallel.plan import plan_shards, shard_config
+from engine.parallel.weights import read_shard
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -33,6 +46,7 @@ class LoadedModel:
         layers: what each decoder layer asks of attention.
         vocab_size: width of the logits.
         max_model_len: most tokens of one sequence, prompt and output together.
+        group: the ranks that hold the rest of it; None where this is all.
         prunes_rows, attends: what its layers do since they were replaced; see `engine.fused.replace.Fusion`.
     """
 
@@ -42,6 +56,7 @@ class LoadedModel:
     max_model_len: int
     dtype: torch.dtype
     device: torch.device
+    group: RankGroup | None = None
     prunes_rows: bool = False
     attends: bool = False
 
@@ -67,16 +82,30 @@ class LoadedModel:
     def forward(
         self, token_ids: torch.Tensor, positions: torch.Tensor, logit_rows: torch.Tensor, dispatch: AttentionDispatch
     ) -> torch.Tensor:
-        """float32 logits [num_rows, vocab] of the tokens `logit_rows`; token_ids, positions: int64 [T], one row."""
+        """Logits [num_rows, vocab] of the tokens `logit_rows`, in the model's dtype; ids and positions: int64 [T]."""
         return _forward(self.module, token_ids, positions, 0 if self.prunes_rows else logit_rows, dispatch)
 
-    def fuse(self) -> LoadedModel:
-        """The same model with its modules replaced, in place, by faster ones for CPUs; see `engine.fused`."""
-        return dataclasses.replace(self, **fuse(self.module, self.layers)._asdict())
+    def fuse(self, backend: str, *, batch_invariant: bool = False) -> LoadedModel:
+        """The same model with its modules replaced, in place, by faster ones; see `engine.fused`.
+
+        Args:
+            backend: the attention backend that will serve it.
+            batch_invariant: whether a token's output must not depend on the batch, to the bit.
+
+        Raises:
+            ValueError: it would, whatever is replaced.
+        """
+        kit = make_kit(backend, self.dtype, batch_invariant=batch_invariant)
+        if kit is None:
+            return self
+        return dataclasses.replace(self, **fuse(self.module, self.layers, kit, self.group)._asdict())
 
 
-def load_model(config: ModelConfig) -> LoadedModel:
+def load_model(config: ModelConfig, group: RankGroup | None = None) -> LoadedModel:
     """Load and check a checkpoint.
+
+    Args:
+        group: the ranks that share the model, all of which load it now; each reads and holds its shard alone.
 
     Raises:
         ValueError: the directory, the model or the wanted device or dtype does not do; the message says why.
@@ -84,15 +113,18 @@ def load_model(config: ModelConfig) -> LoadedModel:
     path = pathlib.Path(config.path)
     checkpoint = _read_config(path)
     check_supported(checkpoint)
-    device = _resolve_device(config.device)
+    device = resolve_device(config.device) if group is None else group.device
     dtype = _resolve_dtype(config.dtype, checkpoint.dtype, device)
     max_model_len = _resolve_max_len(config.max_model_len, getattr(checkpoint, "max_position_embeddings", None))
-    module = _load_module(path, checkpoint, dtype, device)
+    if group is None:
+        module = _load_module(path, checkpoint, dtype, device)
+    else:
+        module = _load_shard(path, checkpoint, dtype, group)
     try:
         found = _inspect(module, device)
     except ValueError as error:
         raise ValueError(f"{config.path}: {checkpoint.model_type} cannot be served: {error}") from error
-    return LoadedModel(module, found.layers, found.vocab_size, max_model_len, dtype, device)
+    return LoadedModel(module, found.layers, found.vocab_size, max_model_len, dtype, device, group)
 
 
 def _forward(
@@ -110,7 +142,7 @@ def _forward(
         use_cache=False,
         attention_dispatch=dispatch,
     )
-    return cast(torch.Tensor, output.logits)[0].float()
+    return cast(torch.Tensor, output.logits)[0]
 
 
 def _inspect(module: PreTrainedModel, device: torch.device) -> DryRun:
@@ -146,18 +178,44 @@ def _read_config(path: pathlib.Path) -> PreTrainedConfig:
 def _load_module(
     path: pathlib.Path, config: PreTrainedConfig, dtype: torch.dtype, device: torch.device
 ) -> PreTrainedModel:
+    return _from_pretrained(path, path, config, dtype, use_safetensors=True).to(device)
+
+
+def _load_shard(path: pathlib.Path, config: PreTrainedConfig, dtype: torch.dtype, group: RankGroup) -> PreTrainedModel:
+    plan = plan_shards(config, group.size)
+    vocab_size = config.vocab_size
+    try:
+        weights = read_shard(path, plan, rank=group.rank, size=group.size, vocab_size=vocab_size, dtype=dtype)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: its weights cannot be read: {error}") from error
+    module = _from_pretrained(path, None, shard_config(config, group.size), dtype, state_dict=weights).to(group.device)
+    # What transformers reads beside the weights where it reads these itself.
+    with contextlib.suppress(OSError):
+        module.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    connect(module, plan, group, vocab_size)
+    return module
+
+
+def _from_pretrained(
+    path: pathlib.Path, source: pathlib.Path | None, config: PreTrainedConfig, dtype: torch.dtype, **weights: Any
+) -> PreTrainedModel:
+    """The model, for inference, in host memory.
+
+    Args:
+        path: the checkpoint, for errors.
+        source: where transformers reads the weights; None where they are given.
+    """
     register()
     disable_progress_bar()
     try:
-        module, report = AutoModelForCausalLM.from_pretrained(
-            path,
+        module, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            source,
             config=config,
             dtype=dtype,
             attn_implementation=IMPLEMENTATION,
             local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
             output_loading_info=True,
+            **weights,
         )
     except KeyError as error:
         raise ValueError(
@@ -167,10 +225,11 @@ def _load_module(
         raise ValueError(f"{path}: transformers cannot load it: {error}") from error
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{path}: the weights lack {len(missing)} tensors, such as {missing[0]}")
-    return cast(PreTrainedModel, module.to(device).eval().requires_grad_(False))
+    return cast(PreTrainedModel, module.eval().requires_grad_(False))
 
 
-def _resolve_device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
+    """The device that a config names; "auto" is the GPU where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():

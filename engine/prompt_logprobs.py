@@ -15,7 +15,7 @@ from baton.requests import Logprobs, RequestSpec
 from engine.sampling import ranked
 
 # Floats that one pass reads: bounds what is held beside the logits.
-_MAX_CELLS = 16 << 20
+MAX_CELLS = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def score_chunk(spec: RequestSpec, start: int, logits: torch.Tensor) -> ScoredTo
     num_top = spec.sampling.prompt_logprobs
     assert num_top is not None
     token_ids = spec.prompt_token_ids[start + 1 : start + 1 + len(logits)]
-    stride = max(1, _MAX_CELLS // logits.shape[1])
+    stride = max(1, MAX_CELLS // logits.shape[1])
     logprobs: list[Logprobs] = []
     for first in range(0, len(token_ids), stride):
         some = token_ids[first : first + stride]

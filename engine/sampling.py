@@ -13,19 +13,19 @@ probabilities then hardly moves a boundary, where a sum in sorted order would ex
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from baton.requests import Logprobs
-from engine import choosing_cpu, choosing_torch
+from baton.requests import Logprobs, SamplingParams
+from engine import choosing_cpu
 from engine.grammar import mask_logits
-from engine.philox import uniforms
-from engine.sampling_state import Ids, SamplingState, Uniforms, Values
+from engine.sampling_state import Ids, SamplingState, Values
+from engine.staging import Fetch, to_device
 
-__all__ = ["SampledTokens", "SamplingState", "ranked", "sample"]
+__all__ = ["Drawn", "SampledTokens", "SamplingState", "draw", "prepare", "ranked", "sample"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,26 +36,61 @@ class SampledTokens:
     logprobs: list[Logprobs | None]
 
 
+class Drawn:
+    """Tokens that were chosen, by a device that may not be through yet.
+
+    Attributes:
+        token_ids: int64 [R], on the logits' device.
+    """
+
+    def __init__(self, token_ids: torch.Tensor, logprobs: _LogprobTensors | None) -> None:
+        self.token_ids = token_ids
+        self._wanted: Mapping[int, int] = {} if logprobs is None else logprobs.wanted
+        self._fetch = Fetch([token_ids, *(() if logprobs is None else logprobs.tensors)])
+
+    def read(self) -> SampledTokens:
+        """Waits for the device."""
+        token_ids, *tensors = self._fetch.wait()
+        ids: list[int] = token_ids.tolist()
+        logprobs: list[Logprobs | None] = [None] * len(ids)
+        if tensors:
+            sampled, values, top_ids = (tensor.tolist() for tensor in tensors)
+            for index, (row, count) in enumerate(self._wanted.items()):
+                top = zip(top_ids[index][:count], values[index][:count], strict=True)
+                logprobs[row] = Logprobs(sampled[index], tuple(top))
+        return SampledTokens(ids, logprobs)
+
+
 def sample(logits: torch.Tensor, states: Sequence[SamplingState]) -> SampledTokens:
-    """The next token of each row, and its logprobs where asked for.
+    """The next token of each row, and its logprobs where asked for; see `draw`."""
+    return draw(logits, states).read()
+
+
+def draw(logits: torch.Tensor, states: Sequence[SamplingState]) -> Drawn:
+    """Choose the next token of each row.
 
     Args:
-        logits: float32 [len(states), vocabulary], left as it is.
+        logits: float32 [len(states), vocabulary], left as they are.
         states: one for each row; the caller appends the tokens afterwards.
     """
     assert logits.dtype == torch.float32
     assert len(logits) == len(states)
-    if all(state.plain for state in states):
-        token_ids = _chooser(logits.device).argmax(logits)
-        return SampledTokens(token_ids, _logprobs(logits, token_ids, states))
-    token_ids = [0] * len(states)
-    as_they_are = [row for row, state in enumerate(states) if not state.is_edited]
+    chooser = _chooser(logits.device)
     edited = [row for row, state in enumerate(states) if state.is_edited]
-    if as_they_are:
-        _choose(logits, as_they_are, as_they_are, states, token_ids)
-    if edited:
-        _choose(_edit(logits[edited], [states[row] for row in edited]), range(len(edited)), edited, states, token_ids)
-    return SampledTokens(token_ids, _logprobs(logits, token_ids, states))
+    if not edited:
+        if all(state.greedy for state in states):
+            token_ids = chooser.argmax(logits)
+        else:
+            token_ids = chooser.choose(logits, range(len(states)), states)
+    else:
+        token_ids = torch.empty(len(states), dtype=torch.int64, device=logits.device)
+        as_they_are = [row for row, state in enumerate(states) if not state.is_edited]
+        edited_rows, other_rows = to_device([np.array(edited), np.array(as_they_are, np.int64)], logits.device)
+        some = [states[row] for row in edited]
+        token_ids[edited_rows] = chooser.choose(_edit(logits[edited_rows], some), range(len(some)), some)
+        if as_they_are:
+            token_ids[other_rows] = chooser.choose(logits, as_they_are, [states[row] for row in as_they_are])
+    return Drawn(token_ids, _logprobs(logits, token_ids, states))
 
 
 def ranked(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,38 +102,31 @@ def ranked(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return _chooser(logits.device).ranked(logits, k)
 
 
+def prepare(vocab_size: int, device: torch.device) -> None:
+    """Compile now what a request would otherwise wait for: what draws from logits [rows, vocab_size] on `device`."""
+    if device.type == "cpu":
+        choosing_cpu.prepare()
+    else:
+        sample(torch.zeros(1, vocab_size, device=device), [SamplingState(SamplingParams(max_tokens=1), ())])
+
+
 class _Chooser(Protocol):
-    """What depends on where logits lie."""
+    """What depends on where logits lie; `engine.choosing_cpu` says what each does."""
 
-    def argmax(self, logits: torch.Tensor) -> list[int]: ...
+    def argmax(self, logits: torch.Tensor) -> torch.Tensor: ...
 
-    def choose(
-        self, logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplingState], numbers: Uniforms
-    ) -> list[int]: ...
+    def choose(self, logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplingState]) -> torch.Tensor: ...
 
     def ranked(self, logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 def _chooser(device: torch.device) -> _Chooser:
-    return choosing_cpu if device.type == "cpu" else choosing_torch
+    if device.type == "cpu":
+        return choosing_cpu
+    # Without a GPU there need not be Triton either.
+    from engine import choosing_gpu
 
-
-def _choose(
-    logits: torch.Tensor,
-    rows: Sequence[int],
-    places: Sequence[int],
-    states: Sequence[SamplingState],
-    token_ids: list[int],
-) -> None:
-    """Fill in the tokens at `places`, which have the states there and these rows of edited logits."""
-    some = [states[place] for place in places]
-    numbers = np.zeros(len(some))
-    drawn = [index for index, state in enumerate(some) if not state.greedy]
-    if drawn:
-        words = np.array([(some[index].seed, some[index].choice, some[index].position) for index in drawn], np.uint64)
-        numbers[drawn] = uniforms(words[:, 0], words[:, 1], words[:, 2])
-    for place, token_id in zip(places, _chooser(logits.device).choose(logits, rows, some, numbers), strict=True):
-        token_ids[place] = token_id
+    return choosing_gpu
 
 
 def _edit(logits: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
@@ -158,30 +186,35 @@ def _cells(
     ids = np.concatenate([ids for _, ids, _ in parts])
     values = np.concatenate([values for _, _, values in parts])
     known = (ids >= 0) & (ids < logits.shape[1])
-    flat = (torch.from_numpy(array[known]).to(logits.device) for array in (rows, ids, values))
-    return next(flat), next(flat), next(flat)
+    flat_rows, flat_ids, flat_values = to_device([rows[known], ids[known], values[known]], logits.device)
+    return flat_rows, flat_ids, flat_values
 
 
-def _logprobs(logits: torch.Tensor, token_ids: Sequence[int], states: Sequence[SamplingState]) -> list[Logprobs | None]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _LogprobTensors:
+    """Logprobs of the rows that ask for them.
+
+    Attributes:
+        wanted: how many of the most likely tokens each of these rows asks for.
+        tensors: of the tokens chosen, float32 [rows]; the most likely tokens', float32 [rows, most], and their ids.
+    """
+
+    wanted: Mapping[int, int]
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _logprobs(logits: torch.Tensor, token_ids: torch.Tensor, states: Sequence[SamplingState]) -> _LogprobTensors | None:
     """Logprobs of the model's own distribution: before edits, temperature and filters."""
-    logprobs: list[Logprobs | None] = [None] * len(states)
     wanted = {row: state.params.logprobs for row, state in enumerate(states) if state.params.logprobs is not None}
     if not wanted:
-        return logprobs
-    rows = list(wanted)
+        return None
+    (rows,) = to_device([np.array(list(wanted))], logits.device)
     wanted_logits = logits[rows]
     normaliser = wanted_logits.logsumexp(-1, keepdim=True)
-    own = torch.tensor([[token_ids[row]] for row in rows], device=logits.device)
-    sampled = (wanted_logits.gather(-1, own) - normaliser).squeeze(-1).tolist()
-    top_values: list[list[float]] = [[]] * len(rows)
-    top_ids: list[list[int]] = [[]] * len(rows)
-    if num_top := min(max(wanted.values()), wanted_logits.shape[1]):
-        values, ids = ranked(wanted_logits, num_top)
-        top_values, top_ids = (values - normaliser).tolist(), ids.tolist()
-    for index, (row, count) in enumerate(wanted.items()):
-        top = zip(top_ids[index][:count], top_values[index][:count], strict=True)
-        logprobs[row] = Logprobs(sampled[index], tuple(top))
-    return logprobs
+    sampled = (wanted_logits.gather(-1, token_ids[rows, None]) - normaliser).squeeze(-1)
+    num_top = min(max(wanted.values()), wanted_logits.shape[1])
+    values, ids = ranked(wanted_logits, num_top) if num_top else (wanted_logits[:, :0], rows[:, None][:, :0])
+    return _LogprobTensors(wanted, (sampled, values - normaliser, ids))
 
 
 def _column(
@@ -190,4 +223,5 @@ def _column(
     like: torch.Tensor,
 ) -> torch.Tensor:
     """A parameter of each row: [R, 1] on the device and of the dtype of `like`."""
-    return torch.tensor([[parameter(state)] for state in states], dtype=like.dtype, device=like.device)
+    (column,) = to_device([np.array([[parameter(state)] for state in states])], like.device)
+    return column.to(like.dtype)

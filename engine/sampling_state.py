@@ -60,7 +60,8 @@ class SamplingState:
 
     Attributes:
         choice: index of the choice, which draws random numbers of its own.
-        position: tokens appended so far, and so the position of the next.
+        position: tokens appended so far.
+        num_pending: tokens that were chosen since, and that nobody has been told yet.
         seed: 64 bits of the request's.
         greedy: whether the most likely token is taken.
         counts: tokens for the penalties; None without any.
@@ -78,6 +79,7 @@ class SamplingState:
         "endings",
         "greedy",
         "guide",
+        "num_pending",
         "params",
         "position",
         "seed",
@@ -95,6 +97,7 @@ class SamplingState:
         self.params = params
         self.choice = choice
         self.position = 0
+        self.num_pending = 0
         self.seed = params.seed & (2**64 - 1)
         self.greedy = params.temperature < GREEDY_TEMPERATURE
         self.endings: Ids = np.array(sorted(params.ending_token_ids), np.int64)
@@ -112,19 +115,24 @@ class SamplingState:
         self._masked_until = params.min_tokens if len(self.endings) and self.guide is None else 0
 
     @property
+    def next_position(self) -> int:
+        """The position of the token that is chosen next."""
+        return self.position + self.num_pending
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the next token cannot be chosen before those chosen so far are appended."""
+        return self.counts is not None or self.guide is not None
+
+    @property
     def masks_endings(self) -> bool:
         """Whether the next token must not end the choice."""
-        return self.position < self._masked_until
+        return self.next_position < self._masked_until
 
     @property
     def is_edited(self) -> bool:
         """Whether the next token is not chosen from the logits as they are."""
-        return self._always_edited or self.position < self._masked_until
-
-    @property
-    def plain(self) -> bool:
-        """Whether the next token is the argmax of the logits as they are."""
-        return self.greedy and not self._always_edited and self.position >= self._masked_until
+        return self._always_edited or self.masks_endings
 
     def append(self, token_id: int) -> None:
         """Takes note of the next token of the choice."""

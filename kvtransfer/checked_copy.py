@@ -144,38 +144,49 @@ def checked_copy(
     pool: npt.NDArray[np.uint8],
     block_ids: npt.NDArray[np.int64],
     page_bytes: int,
+    run_starts: npt.NDArray[np.int64],
+    run_bytes: int,
     payload: npt.NDArray[np.uint8],
     into_pool: bool,
     past_caches: bool,
 ) -> Any:
-    """Copies pages between a pool and a payload, where they lie behind each other in the order of `block_ids`.
+    """Copies runs of pages between a pool and a payload, where they lie behind each other in the order of `block_ids`.
 
     Args:
         pool: uint8 [num_blocks * page_bytes].
         block_ids: int64 [num_pages].
-        page_bytes: a multiple of `BLOCK_BYTES`.
-        payload: uint8 [num_pages * page_bytes]; neither it nor a block id is checked.
+        page_bytes: bytes from one page of the pool to the next.
+        run_starts: int64 [num_runs], offsets in each page at which a run begins; a whole page is one run from 0.
+        run_bytes: length of every run, a multiple of `BLOCK_BYTES`.
+        payload: uint8 [num_pages * num_runs * run_bytes]; neither it nor a block id or run is checked.
         into_pool: from the payload into the pool, or the other way.
-        past_caches: write to memory at once, for a target that is not read soon and is aligned to `LINE_BYTES`.
+        past_caches: write to memory at once, for a target that is not read soon. All its runs begin at multiples of
+            `LINE_BYTES` then.
 
     Returns:
         The XXH3 of the payload, uint64.
     """
     sums = _INITIAL.copy()
-    num_pages = len(block_ids)
-    for index in range(num_pages):
+    num_runs = len(run_starts)
+    num_left = len(block_ids) * num_runs
+    payload_bytes = num_left * run_bytes
+    place = np.int64(payload.ctypes.data)
+    for index in range(len(block_ids)):
         page = np.int64(pool.ctypes.data) + block_ids[index] * page_bytes
-        place = np.int64(payload.ctypes.data) + index * page_bytes
-        source, target = (place, page) if into_pool else (page, place)
-        for offset in range(0, page_bytes, BLOCK_BYTES):
-            is_last = index + 1 == num_pages and offset + BLOCK_BYTES == page_bytes
-            if past_caches:
-                _copy_block_past_caches(source + offset, target + offset, sums, is_last)
-            else:
-                _copy_block(source + offset, target + offset, sums, is_last)
+        for run in range(num_runs):
+            start = page + run_starts[run]
+            source, target = (place, start) if into_pool else (start, place)
+            num_left -= 1
+            for offset in range(0, run_bytes, BLOCK_BYTES):
+                is_last = num_left == 0 and offset + BLOCK_BYTES == run_bytes
+                if past_caches:
+                    _copy_block_past_caches(source + offset, target + offset, sums, is_last)
+                else:
+                    _copy_block(source + offset, target + offset, sums, is_last)
+            place += run_bytes
     if past_caches:
         _fence()
-    result = np.uint64(num_pages * page_bytes) * _LENGTH_FACTOR
+    result = np.uint64(payload_bytes) * _LENGTH_FACTOR
     for lane in range(0, 8, 2):
         result += _fold(sums[lane] ^ _MERGE_SECRET[lane], sums[lane + 1] ^ _MERGE_SECRET[lane + 1])
     result = (result ^ (result >> _SHIFT_FIRST)) * _AVALANCHE_FACTOR

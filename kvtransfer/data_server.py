@@ -7,6 +7,7 @@ Messages are raw bytes.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from concurrent import futures
 from typing import TYPE_CHECKING, NoReturn
@@ -45,6 +46,9 @@ class DataServer:
         keep_freed_memory()
         self._receiver = receiver
         self._host = host
+        self._lock = threading.Lock()
+        self._sessions: set[Session] = set()
+        self._closed = False
         self._threads = futures.ThreadPoolExecutor(MAX_STREAMS, thread_name_prefix="kv-data")
         self._server = grpc.server(
             self._threads,
@@ -58,12 +62,18 @@ class DataServer:
 
     def close(self) -> None:
         """Ends all streams and their threads. Idempotent."""
-        self._server.stop(grace=None).wait()
+        stopped = self._server.stop(grace=None)
+        with self._lock:
+            self._closed = True
+            sessions = list(self._sessions)
+        for session in sessions:
+            session.interrupt()
+        stopped.wait()
         self._threads.shutdown()
 
     def _serve(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         try:
-            with contextlib.closing(Session(self._receiver, next(messages), host=self._host)) as session:
+            with self._session(next(messages)) as session:
                 yield session.reply()
                 for message in messages:
                     session.take(message)
@@ -73,6 +83,20 @@ class DataServer:
             _refuse(context, TransferError("the stream does not begin with a hello"))
         except BatonError as error:
             _refuse(context, error)
+
+    @contextlib.contextmanager
+    def _session(self, hello: bytes) -> Iterator[Session]:
+        with contextlib.closing(Session(self._receiver, hello, host=self._host)) as session:
+            with self._lock:
+                self._sessions.add(session)
+                is_late = self._closed
+            if is_late:
+                session.interrupt()
+            try:
+                yield session
+            finally:
+                with self._lock:
+                    self._sessions.remove(session)
 
 
 def _refuse(context: grpc.ServicerContext, error: BatonError) -> NoReturn:

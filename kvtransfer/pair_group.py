@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch._C._distributed_c10d import ProcessGroupGloo, Store
+from torch._C import _distributed_c10d as c10d
 
 from baton.errors import TransferError, UnavailableError
 from kvtransfer.pages import Bytes
@@ -33,7 +33,7 @@ class Pending(Protocol):
     def wait(self, timeout: datetime.timedelta) -> bool: ...
 
 
-class LocalStore(Store):
+class LocalStore(c10d.Store):
     """The pair's store, at the receiver. Any thread may call; the keys are few and small."""
 
     def __init__(self, timeout_s: float) -> None:
@@ -55,6 +55,8 @@ class LocalStore(Store):
         """Waits until the key is there; raises UnavailableError where it does not come in time."""
         with self._changed:
             self._changed.wait_for(lambda: key in self._values or self._closed, self._timeout_s)
+            if self._closed:
+                raise UnavailableError("the stream has ended")
             if key not in self._values:
                 raise UnavailableError(f"the peer did not say {key!r} within {self._timeout_s:g} s")
             return self._values[key]
@@ -70,7 +72,7 @@ class LocalStore(Store):
             self._changed.notify_all()
 
 
-class RemoteStore(Store):
+class RemoteStore(c10d.Store):
     """The same store from the sender.
 
     Args:
@@ -109,12 +111,12 @@ class PairGroup:
         UnavailableError: the other end did not join in time.
     """
 
-    def __init__(self, store: Store, rank: int, *, host: str, timeout_s: float) -> None:
+    def __init__(self, store: c10d.Store, rank: int, *, host: str, timeout_s: float) -> None:
         self._timeout = datetime.timedelta(seconds=timeout_s)
         self._peer = 1 - rank
         self._num_payloads = 0
-        # Both are more than torch's annotations know of them.
-        gloo: Any = ProcessGroupGloo
+        # More than torch's annotations know of it.
+        gloo: Any = c10d.ProcessGroupGloo
         options = gloo._Options()
         options._timeout = self._timeout
         try:

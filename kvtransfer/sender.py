@@ -1,4 +1,4 @@
-"""The sending end of KV transfers: pushes of a prefill worker, over one link for each receiver.
+"""The sending end of KV transfers: pushes of one rank of a prefill worker, over one link for each receiving rank.
 
 The engine loop calls; `on_done` comes from a link's thread.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from baton.config import TransferConfig
@@ -17,23 +17,24 @@ from baton.metrics import TransferMetrics
 from engine.kv.layout import KVLayout
 from kvtransfer import transports
 from kvtransfer.link import Link
-from kvtransfer.pages import PageMemory
+from kvtransfer.pages import HeadRange, PageMemory, check_memory
 from kvtransfer.push import OnDone, Push
 from kvtransfer.reservation import Origin
-from kvtransfer.ticket import check_layouts, check_ticket
+from kvtransfer.ticket import check_layouts, check_ticket, shard_heads
 from kvtransfer.transports.base import Transport, WireSettings
 
-# One receiver incarnation and how it is reached.
-_Key: TypeAlias = tuple[str, int, str]
+# One rank of a receiver incarnation and how it is reached.
+_Key: TypeAlias = tuple[str, int, str, int]
 
 
 class Sender:
-    """Pushes out of one worker's pool.
+    """Pushes out of one rank's pool.
 
     Args:
         memory: the pool's bytes, only read.
+        layout: of this rank's pool.
         fingerprint: what a receiver must agree with.
-        worker, epoch: this incarnation.
+        worker, epoch, rank: this incarnation and its part, which receivers are told.
         load: finds a transport by name; tests inject faults here.
     """
 
@@ -47,19 +48,20 @@ class Sender:
         config: TransferConfig,
         metrics: TransferMetrics,
         *,
+        rank: int = 0,
         load: Callable[[str], Transport] = transports.load,
     ) -> None:
-        if (memory.num_slots, memory.page_bytes) != (layout.num_slots, layout.page_bytes):
-            raise ValueError("the pool's shape is not that of the layout")
+        check_memory(memory, layout)
         self._memory = memory
         self._layout = layout
         self._fingerprint = fingerprint
-        self._origin = Origin(worker, epoch)
+        self._origin = Origin(worker, epoch, rank)
         self._config = config
         self._metrics = metrics
-        self._transports = [load(name) for name in config.transports]
+        candidates = (load(name) for name in config.transports)
+        self._transports = [transport for transport in candidates if transport.carries(memory)]
         self._lock = threading.Lock()
-        # The link of each receiver; and all whose threads may still run, which may be one that failed as well.
+        # The link to each receiving rank; and all whose threads may still run, which may be one that failed as well.
         self._links: dict[_Key, Link] = {}
         self._started: list[Link] = []
         self._closed = False
@@ -69,8 +71,8 @@ class Sender:
 
         Args:
             on_done: called exactly once, from a sender thread, perhaps before this returns, when no thread reads the
-                pool for this push any more: with None when the receiver has committed, else with what went wrong. It
-                must return soon and must not close the sender.
+                pool for this push any more: with None when the receiving ranks have verified all that this rank sends,
+                else with what went wrong. It must return soon and must not close the sender.
 
         Raises (`on_done` is not called then):
             LayoutMismatchError: the pools differ.
@@ -80,29 +82,25 @@ class Sender:
         """
         check_layouts(self._fingerprint, ticket.layout)
         check_ticket(ticket, self._layout)
-        key = (ticket.worker, ticket.epoch, ticket.control_address)
         with self._lock:
             if self._closed:
                 raise UnavailableError("the sender is closed")
-            link = self._links.get(key)
-            if link is not None:
-                push = Push(ticket, link, on_done)
-                if link.add(push):
-                    return push
-            link = self._make_link(ticket)
-            push = Push(ticket, link, on_done)
-            link.add(push)
-            self._start(key, link)
+            links = self._links_to(ticket)
+            push = Push(ticket, [(link, heads) for _, link, heads in links], on_done)
+            push.start()
+            self._start(links)
         return push
 
     def warm(self, ticket: transfer_pb2.Ticket) -> None:
-        """Connects to the ticket's receiver, if it is new, so that `open` finds a link. Never blocks or raises."""
-        key = (ticket.worker, ticket.epoch, ticket.control_address)
+        """Connects to the ticket's receiving ranks, where they are new, so that `open` finds links.
+
+        Never blocks or raises.
+        """
         with self._lock:
-            if not self._closed and key not in self._links:
+            if not self._closed:
                 # What is wrong with the ticket is for `open` to tell.
                 with contextlib.suppress(UnavailableError):
-                    self._start(key, self._make_link(ticket))
+                    self._start(self._links_to(ticket))
 
     def close(self) -> None:
         """Ends all pushes with UnavailableError and waits for the links' threads. Idempotent."""
@@ -111,10 +109,27 @@ class Sender:
         for link in self._started:
             link.close()
 
-    def _make_link(self, ticket: transfer_pb2.Ticket) -> Link:
-        routes = transports.choose(self._transports, ticket.offers)
+    def _links_to(self, ticket: transfer_pb2.Ticket) -> list[tuple[_Key, Link, HeadRange]]:
+        """The link to each rank that receives heads of this one, and which; new ones are not started yet.
+
+        Raises UnavailableError where there is no way. The lock is held.
+        """
+        links = []
+        for rank, shard in enumerate(ticket.shards):
+            heads = self._memory.heads.overlap(shard_heads(shard))
+            if heads.count:
+                key = (ticket.worker, ticket.epoch, ticket.control_address, rank)
+                link = self._links.get(key)
+                if link is None or link.has_failed:
+                    link = self._make_link(ticket, rank)
+                links.append((key, link, heads))
+        return links
+
+    def _make_link(self, ticket: transfer_pb2.Ticket, rank: int) -> Link:
+        offers = ticket.shards[rank].offers
+        routes = transports.choose(self._transports, offers)
         if not routes:
-            offered = ", ".join(offer.transport for offer in ticket.offers)
+            offered = ", ".join(offer.transport for offer in offers)
             raise UnavailableError(
                 f"no transport in common with {ticket.worker}: it offers {offered}; "
                 f"here are {', '.join(self._config.transports)}, and loopback and shm reach one process and one host"
@@ -123,6 +138,8 @@ class Sender:
         settings = WireSettings(
             worker=ticket.worker,
             epoch=ticket.epoch,
+            memory=self._memory,
+            rank=rank,
             control_address=ticket.control_address,
             origin=self._origin,
             max_payload_bytes=max_payload_bytes,
@@ -131,10 +148,13 @@ class Sender:
         )
         return Link(routes, settings, self._memory, self._fingerprint, self._metrics)
 
-    def _start(self, key: _Key, link: Link) -> None:
-        """Makes a link the one of its receiver, and forgets those that have come to their end; the lock is held."""
-        self._started = [other for other in self._started if other.is_alive]
-        self._links = {other_key: other for other_key, other in self._links.items() if other.is_alive}
-        self._links[key] = link
-        self._started.append(link)
-        link.start()
+    def _start(self, links: Sequence[tuple[_Key, Link, HeadRange]]) -> None:
+        """Starts what is new, and forgets links that have come to their end; the lock is held."""
+        new = [(key, link) for key, link, _ in links if self._links.get(key) is not link]
+        if new:
+            self._started = [other for other in self._started if other.is_alive]
+            self._links = {key: other for key, other in self._links.items() if other.is_alive}
+        for key, link in new:
+            self._links[key] = link
+            self._started.append(link)
+            link.start()

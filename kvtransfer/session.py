@@ -6,8 +6,7 @@ and harms no other; what is no frame ends the stream.
 
 from __future__ import annotations
 
-import queue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError
 
@@ -40,43 +39,72 @@ class Session:
             wanted = transfer_pb2.StreamHello.FromString(hello)
         except DecodeError:
             raise TransferError("the stream does not begin with a hello") from None
-        if (wanted.worker, wanted.epoch) != (receiver.worker, receiver.epoch):
+        if (wanted.worker, wanted.epoch, wanted.rank) != (receiver.worker, receiver.epoch, receiver.rank):
             raise StaleAttemptError(
-                f"this is {receiver.worker} in epoch {receiver.epoch}, not {wanted.worker} in epoch {wanted.epoch}"
+                f"this is {receiver.worker} in epoch {receiver.epoch}, rank {receiver.rank}, "
+                f"not {wanted.worker} in epoch {wanted.epoch}, rank {wanted.rank}"
             )
         self._receiver = receiver
-        self._origin = Origin(wanted.sender, wanted.sender_epoch)
-        self._source: Source = InlineSource()
+        self._origin = Origin(wanted.sender, wanted.sender_epoch, wanted.sender_rank)
+        self._source: Source[Any] = InlineSource(receiver.max_payload_bytes)
+        # Frames that were taken and are not written, and how many are.
+        self._arrived: list[tuple[Frame, Any]] = []
         self._num_frames = 0
-        self._reply = transfer_pb2.StreamReply(max_payload_bytes=receiver.max_payload_bytes)
+        self._reply = transfer_pb2.StreamReply()
         # Whether the sender waits for a reply.
         self.owes_reply = True
         try:
-            self._source = open_source(wanted, host, receiver.max_payload_bytes, receiver.timeout_s)
+            self._source = open_source(wanted, host, receiver)
+            self._reply.max_payload_bytes = self._source.max_payload_bytes
         except (OSError, ValueError) as error:
             self._reply.payload_error = str(error)
 
     def take(self, message: bytes) -> None:
-        """Writes the frames of a message, or does what it calls for; raises TransferError where it is neither."""
+        """Takes the frames of a message, or does what it calls for; raises TransferError where it is neither.
+
+        Frames are written at once, unless it `gathers` them: then by `write`, `reply` and before the next call.
+        """
         if message.startswith(CALL_MAGIC):
+            self.write()
             self._call(message)
             return
         offset = 0
         while offset < len(message):
             frame = Frame.unpack(message, offset)
             payload, offset = self._source.payload(frame, message, offset + HEADER_BYTES)
-            refusal = self._receiver.write(frame, payload, self._origin, self._source.transport)
+            self._arrived.append((frame, payload))
+            self.owes_reply |= frame.acknowledge
+            if not self._source.in_place:
+                self.write()
+
+    @property
+    def gathers(self) -> bool:
+        """Whether what has come together is best written together."""
+        return self._source.in_place
+
+    def write(self) -> None:
+        """Writes all that was taken."""
+        if not self._arrived:
+            return
+        refusals = self._receiver.write(self._arrived, self._origin, self._source)
+        for (frame, _), refusal in zip(self._arrived, refusals, strict=True):
             if refusal is not None:
                 self._reply.refusals.add(reservation=frame.reservation, status=refusal.status, message=refusal.message)
-            self._num_frames += 1
-            self.owes_reply |= frame.acknowledge or refusal is not None
+                self.owes_reply = True
+        self._num_frames += len(self._arrived)
+        self._arrived.clear()
 
     def reply(self) -> bytes:
         """Acknowledges what was taken; the first one answers the hello."""
+        self.write()
         reply, self._reply = self._reply, transfer_pb2.StreamReply()
         self.owes_reply = False
         reply.num_frames = self._num_frames
         return reply.SerializeToString()
+
+    def interrupt(self) -> None:
+        """The stream is to end: its thread waits no longer for what the sender may never do. Any thread may call."""
+        self._source.interrupt()
 
     def close(self) -> None:
         """The stream has ended. Idempotent."""
@@ -91,23 +119,13 @@ class Session:
         answer = self._reply.answers.add(id=call.id)
         try:
             if call.HasField("commit"):
-                self._commit(call.commit)
+                self._receiver.commit(call.commit, self._origin)
             elif call.HasField("store"):
                 answer.value = self._source.store(call.store)
             else:
-                self._receiver.open(call.open)
+                self._receiver.open(call.open, self._origin)
         except BatonError as error:
             answer.status, answer.message = error.status, error.message
-
-    def _commit(self, request: transfer_pb2.CommitRequest) -> None:
-        outcome: queue.SimpleQueue[BatonError | None] = queue.SimpleQueue()
-        self._receiver.commit(request, outcome.put)
-        # All frames came before: what is missing will not come. To a committed reservation this does nothing.
-        self._receiver.abort(
-            transfer_pb2.AbortRequest(ref=request.ref, reservation=request.reservation, reason="frames are missing")
-        )
-        if (error := outcome.get()) is not None:
-            raise error
 
 
 def failure(error: BatonError) -> bytes:

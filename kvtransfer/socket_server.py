@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # Largest message of either side.
 MAX_MESSAGE_BYTES = 64 << 10
+# Joined once: an operation on flags of the enum takes as long as the call.
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 # Time after which accepting is tried again when it has failed.
 _RETRY_S = 0.5
 # `struct ucred`: pid, uid, gid.
@@ -108,6 +110,9 @@ class SocketServer:
             connection.send(session.reply())
             while message := _receive(connection):
                 session.take(message)
+                if session.gathers and _has_message(connection):
+                    continue
+                session.write()
                 if session.owes_reply:
                     connection.send(session.reply())
 
@@ -130,6 +135,15 @@ def _receive(connection: socket.socket) -> bytes:
     if len(message) > MAX_MESSAGE_BYTES:
         raise TransferError(f"a message has more than {MAX_MESSAGE_BYTES} bytes")
     return message
+
+
+def _has_message(connection: socket.socket) -> bool:
+    """Whether something comes without waiting, the end included."""
+    try:
+        connection.recv(1, _PEEK)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _shut(connection: socket.socket) -> None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from baton.config import WorkerConfig
 from baton.internal.v1 import worker_pb2_grpc
-from kvtransfer.pages import PageMemory
+from kvtransfer.leading_sender import LeadingSender
+from kvtransfer.pages import pool_memory
 from kvtransfer.sender import Sender
 from prefill_worker.loop import PrefillLoop
 from prefill_worker.service import PrefillService
 from worker.core import WorkerCore
+from worker.ranks.processes import Launched
+from worker.ranks.transfers import RemoteSender, rank_heads, tell_sender
 
 
 class PrefillActor:
     """All methods are called by the hosting thread."""
 
     def __init__(self, config_json: str) -> None:
+        """Begins the processes of the worker's other ranks, on a thread that must last, and not be beside another if
+        they are to be forked."""
         self._config = WorkerConfig.model_validate_json(config_json)
+        self._launched = Launched(self._config.tensor_parallel_size - 1)
         self._core: WorkerCore | None = None
-        self._sender: Sender | None = None
+        self._sender: LeadingSender | None = None
         self._loop: PrefillLoop | None = None
 
     def start(self) -> bytes:
@@ -27,15 +33,17 @@ class PrefillActor:
             ValueError: the checkpoint or the pool will not do.
         """
         config = self._config
-        core = WorkerCore(config, chunk_tokens=config.prefill.max_batch_tokens)
-        sender = Sender(
-            PageMemory.from_pool(core.engine.cache.kv),
-            core.engine.layout,
-            core.fingerprint,
-            config.name,
-            config.epoch,
-            config.transfer,
-            core.transfer_metrics,
+        core = WorkerCore(config, self._launched, chunk_tokens=config.prefill.max_batch_tokens)
+        sender = LeadingSender(
+            Sender(
+                pool_memory(core.engine.cache.kv, rank_heads(core.engine.layout.num_kv_heads, 0)),
+                core.engine.layout,
+                core.fingerprint,
+                config.name,
+                config.epoch,
+                config.transfer,
+                core.transfer_metrics,
+            )
         )
         loop = PrefillLoop(
             core.engine,
@@ -47,6 +55,7 @@ class PrefillActor:
             metrics=core.metrics,
             post=core.thread.post,
             clock=core.clock,
+            tell_ranks=core.team.send,
         )
         service = PrefillService(
             loop,
@@ -57,6 +66,8 @@ class PrefillActor:
             tracer=core.tracer,
         )
         self._core, self._sender, self._loop = core, sender, loop
+        core.team.start(tell_sender(sender))
+        sender.lead([RemoteSender(steps) for steps in core.team.steps])
         core.serve(loop, lambda server: worker_pb2_grpc.add_PrefillWorkerServicer_to_server(service, server))
         return core.info().SerializeToString()
 

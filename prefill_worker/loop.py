@@ -9,7 +9,7 @@ are freed when no sender thread reads them any more, whichever way it ended.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 
@@ -32,8 +32,8 @@ from engine.engine import Engine
 from engine.grammar import CompiledGrammar
 from engine.kv.prefix_index import PrefixHit
 from engine.prompt_logprobs import num_logits
+from kvtransfer.leading_sender import LeadingSender
 from kvtransfer.lease import LeaseTable
-from kvtransfer.sender import Sender
 from prefill_worker import scheduler
 from prefill_worker.first_tokens import sample_first_tokens
 from prefill_worker.promises import Promises
@@ -41,6 +41,7 @@ from prefill_worker.request import EventSink, PrefillRequest
 from prefill_worker.scheduler import Chunk, Prompt
 from worker.attempts import Tombstones
 from worker.deadlines import Deadlines
+from worker.ranks.pages import PageRun, StepPages
 from worker.watch import Load, WatchPublisher
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class PrefillLoop:
     def __init__(
         self,
         engine: Engine,
-        sender: Sender,
+        sender: LeadingSender,
         *,
         config: PrefillConfig,
         leases: LeaseTable,
@@ -64,11 +65,14 @@ class PrefillLoop:
         metrics: SchedulerMetrics,
         post: Callable[[Callable[[], None]], None],
         clock: Callable[[], float],
+        tell_ranks: Callable[[PageRun], None] = lambda _: None,
     ) -> None:
+        """`tell_ranks` has the worker's other ranks send the pages of all layers, each of its own heads."""
         self._engine = engine
         self._cache = engine.cache
         self._layout = engine.layout
         self._sender = sender
+        self._tell_ranks = tell_ranks
         self._config = config
         self._leases = leases
         self._tombstones = tombstones
@@ -251,7 +255,10 @@ class PrefillLoop:
             self._metrics.prefix_queries.inc(prompt.num_tokens)
             self._metrics.prefix_hits.inc(hit.num_tokens)
         request.emit(worker_pb2.PrefillEvent(started=worker_pb2.PrefillStarted(cached_tokens=hit.num_tokens)))
-        self._send_pages(request, 0, hit.num_tokens // self._layout.block_size, self._locations)
+        if num_cached := hit.num_tokens // self._layout.block_size:
+            run = _page_run(request, 0, num_cached)
+            run.send(self._locations)
+            self._tell_ranks(run)
         return True
 
     def _match(self, request: PrefillRequest) -> PrefixHit:
@@ -291,7 +298,7 @@ class PrefillLoop:
                 )
             )
         started_s = self._clock()
-        logits = self._engine.runner.execute(items, on_layer=lambda layer: self._layer_done(layer, chunks))
+        logits = self._engine.runner.execute(items, on_layer=self._step_pages(chunks))
         model_s = self._clock() - started_s
         finishing: list[PrefillRequest] = []
         last_rows: list[int] = []
@@ -319,22 +326,16 @@ class PrefillLoop:
             else:
                 self._first_tokens(request, first)
 
-    def _layer_done(self, layer: int, chunks: Sequence[Chunk]) -> None:
-        """A layer's KV of this step is final: push its whole blocks, and the partial last block of a prompt that ends
-        here."""
+    def _step_pages(self, chunks: Sequence[Chunk]) -> StepPages:
+        """What to push as soon as a layer's KV of this step is final: its whole blocks, and the partial last block of a
+        prompt that ends here."""
+        runs = []
         for chunk, request in zip(chunks, self._current, strict=True):
             start, end = chunk.prompt.num_computed, chunk.prompt.num_computed + chunk.num_tokens
             last = self._layout.num_blocks(end) if end == chunk.prompt.num_tokens else end // self._layout.block_size
-            self._send_pages(request, start // self._layout.block_size, last, [self._locations[layer]])
-
-    def _send_pages(self, request: PrefillRequest, first: int, last: int, locations: Iterable[tuple[int, int]]) -> None:
-        """Push the pages of logical blocks [first, last) at each (group, slot); the sender drops what nobody wants."""
-        assert request.push is not None
-        assert request.blocks is not None
-        if first < last:
-            rows = request.blocks.rows()
-            for group, slot in locations:
-                request.push.send(group, slot, first, rows[group][first:last].tolist())
+            if (first := start // self._layout.block_size) < last:
+                runs.append(_page_run(request, first, last))
+        return StepPages(runs, self._locations)
 
     def _first_tokens(self, request: PrefillRequest, tokens: Sequence[Token]) -> None:
         """Tell the router, and commit the push."""
@@ -419,3 +420,11 @@ class PrefillLoop:
             stored,
             removed,
         )
+
+
+def _page_run(request: PrefillRequest, first: int, last: int) -> PageRun:
+    """The request's logical blocks [first, last), to be pushed; the sender drops what nobody wants."""
+    assert request.push is not None
+    assert request.blocks is not None
+    blocks = [row[first:last].tolist() for row in request.blocks.rows()]
+    return PageRun(request.push, request.push.number, first, blocks)

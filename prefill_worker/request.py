@@ -14,7 +14,7 @@ from baton.wire import prompt_logprobs_to_wire
 from engine.grammar import CompiledGrammar
 from engine.kv.cache import SequenceBlocks
 from engine.prompt_logprobs import score_chunk
-from kvtransfer.push import Push
+from kvtransfer.leading_sender import LeadingPush
 from prefill_worker.scheduler import Prompt
 
 # Takes an attempt's events in order; a BatonError or PrefillDone is the last.
@@ -38,7 +38,7 @@ class PrefillRequest:
     deadline_s: float | None
     grammar: CompiledGrammar | None = None
     blocks: SequenceBlocks | None = None
-    push: Push | None = None
+    push: LeadingPush | None = None
     computed_s: float = 0.0
     ended: bool = False
 

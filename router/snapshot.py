@@ -90,6 +90,7 @@ class WorkerView:
     role: str
     address: str = ""
     metrics_address: str = ""
+    rank_metrics_addresses: tuple[str, ...] = ()
     pid: int = 0
     block_size: int = 16
     num_groups: int = 1

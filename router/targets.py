@@ -37,7 +37,12 @@ def target_groups(snapshot: ClusterSnapshot, *, router: str, scheme: str, model:
     views = (*snapshot.prefill, *snapshot.decode)
     return [
         {"targets": [router], "labels": own},
-        *(_worker_group(view, model) for view in views if view.metrics_address),
+        *(_group(view, view.key.name, view.metrics_address, model) for view in views if view.metrics_address),
+        *(
+            _group(view, f"{view.key.name}/{rank}", address, model)
+            for view in views
+            for rank, address in enumerate(view.rank_metrics_addresses, 1)
+        ),
     ]
 
 
@@ -75,12 +80,12 @@ def targets_route(*, snapshot: Callable[[], ClusterSnapshot], listens_on: Callab
     return Route("/targets", targets)
 
 
-def _worker_group(view: WorkerView, model: str) -> TargetGroup:
+def _group(view: WorkerView, name: str, address: str, model: str) -> TargetGroup:
     return {
-        "targets": [view.metrics_address],
+        "targets": [address],
         "labels": {
             "role": view.role,
-            "worker": view.key.name,
+            "worker": name,
             "model": model,
             "__scheme__": "http",
             "__meta_baton_epoch": str(view.key.epoch),

@@ -86,6 +86,7 @@ def _view(info: worker_pb2.WorkerInfo, watch: WatchStream, *, connected: bool) -
         role=info.role,
         address=info.address,
         metrics_address=info.metrics_address,
+        rank_metrics_addresses=tuple(info.rank_metrics_addresses),
         pid=info.pid,
         block_size=info.block_size,
         num_groups=max(len(info.layout.groups), 1),

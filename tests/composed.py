@@ -26,8 +26,10 @@ from decode_worker.loop import DecodeLoop
 from decode_worker.outbox import Lane, Mailbox, Outbox
 from engine.engine import Engine, load_engine
 from engine.grammar import CompiledGrammar
+from kvtransfer.leading_receiver import LeadingReceiver
+from kvtransfer.leading_sender import LeadingSender
 from kvtransfer.lease import LeaseTable
-from kvtransfer.pages import PageMemory
+from kvtransfer.pages import pool_memory
 from kvtransfer.receiver import Receiver
 from kvtransfer.sender import Sender
 from kvtransfer.ticket import layout_fingerprint
@@ -96,7 +98,8 @@ class Pair:
         block_size: Any = 16,
         prefill_blocks: int = 256,
         decode_blocks: int = 256,
-        attention: Literal["reference", "cpu"] = "cpu",
+        attention: Literal["reference", "cpu", "triton"] = "cpu",
+        device: Literal["cpu", "cuda"] = "cpu",
         prefill: PrefillConfig | None = None,
         decode: DecodeConfig | None = None,
     ) -> None:
@@ -106,10 +109,11 @@ class Pair:
         prefill = prefill or PrefillConfig()
         decode = decode or DecodeConfig()
         transfer = TransferConfig(transports=("loopback",), lease_s=LEASE_S, frame_bytes=4096)
-        model_config = ModelConfig(path=str(model), attention=attention)
+        model_config = ModelConfig(path=str(model), attention=attention, device=device)
 
         def engine(num_blocks: int, chunk_tokens: int) -> Engine:
-            sized = load_engine(model_config, CacheConfig(block_size=block_size), chunk_tokens=chunk_tokens)
+            roomy = CacheConfig(block_size=block_size, kv_cache_bytes=64 << 20)
+            sized = load_engine(model_config, roomy, chunk_tokens=chunk_tokens)
             num_bytes = num_blocks * sized.layout.block_bytes
             cache = CacheConfig(block_size=block_size, kv_cache_bytes=num_bytes)
             return load_engine(model_config, cache, chunk_tokens=chunk_tokens, poison=True)
@@ -118,19 +122,21 @@ class Pair:
         self.decode_engine = engine(decode_blocks, decode.prefill_chunk_tokens)
         self.fingerprint = layout_fingerprint(self.decode_engine.layout, model="test", revision="1")
         events = PostedEvents(self.thread.post)
+        self.leader = LeadingReceiver(self.fingerprint, "decode-0", 1, transfer, events)
         self.receiver = Receiver(
-            PageMemory.from_pool(self.decode_engine.cache.kv),
+            pool_memory(self.decode_engine.cache.kv),
             self.decode_engine.layout,
             self.fingerprint,
             "decode-0",
             1,
             transfer,
             TransferMetrics(CollectorRegistry()),
-            events,
+            self.leader,
         )
-        self.receiver.listen("127.0.0.1", "unused:0")
-        self.sender = Sender(
-            PageMemory.from_pool(self.prefill_engine.cache.kv),
+        self.receiver.listen("127.0.0.1")
+        self.leader.lead([self.receiver], "unused:0")
+        sender = Sender(
+            pool_memory(self.prefill_engine.cache.kv),
             self.prefill_engine.layout,
             self.fingerprint,
             "prefill-0",
@@ -138,6 +144,7 @@ class Pair:
             transfer,
             TransferMetrics(CollectorRegistry()),
         )
+        self.sender = LeadingSender(sender)
         self.outbox = RecordingOutbox()
         self.decode_leases = LeaseTable(LEASE_S, self.clock)
         self.prefill_leases = LeaseTable(LEASE_S, self.clock)
@@ -146,7 +153,7 @@ class Pair:
         self.decode_watch = WatchPublisher()
         self.decode = DecodeLoop(
             self.decode_engine,
-            self.receiver,
+            self.leader,
             self.outbox,
             config=decode,
             leases=self.decode_leases,

@@ -1,5 +1,5 @@
-"""What holds for every test: one compute thread, since tests share their cores with the clusters that they start, and
-no handlers of gRPC's around forks."""
+"""What holds for every test: one compute thread, since tests share their cores with the clusters that they start, no
+handlers of gRPC's around forks, and Triton's interpreter where there is no GPU."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before gRPC is: with its handlers a child now and then dies between fork and exec where other threads are calling, as
 # they are when a test starts Ray in this process.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# Before Triton is, which transformers does: it decides then, for its own library as well.
+if not os.path.exists("/dev/nvidiactl"):
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -17,25 +17,34 @@ from baton.config import WorkerConfig, model_name
 from baton.internal.v1 import worker_pb2
 from baton.metrics import ProcessMetrics, SchedulerMetrics, TransferMetrics, describe_cache
 from baton.tracing import open_tracer
-from engine.engine import load_engine
 from kvtransfer.lease import LeaseTable
 from kvtransfer.ticket import layout_fingerprint
 from worker.attempts import Tombstones
 from worker.engine_thread import EngineThread, SteppedLoop
 from worker.host import WorkerHost
+from worker.ranks.processes import Launched
+from worker.ranks.team import RankTeam
 from worker.watch import WatchPublisher
 
 logger = logging.getLogger(__name__)
 
 
 class WorkerCore:
-    """Made, served, drained and stopped by one thread: that of the actor."""
+    """Made, served, drained and stopped by one thread: that of the actor.
 
-    def __init__(self, config: WorkerConfig, *, chunk_tokens: int) -> None:
+    Attributes:
+        team: the other ranks.
+    """
+
+    def __init__(
+        self, config: WorkerConfig, launched: Launched, *, chunk_tokens: int, decode_sequences: int = 0
+    ) -> None:
         """Loads the model and allocates the pool.
 
         Args:
+            launched: the other ranks' processes, which end with this worker.
             chunk_tokens: most tokens of one sequence that the role computes in a step.
+            decode_sequences: most sequences that it takes one token further beside these.
 
         Raises:
             ValueError: the checkpoint or the pool will not do.
@@ -44,10 +53,20 @@ class WorkerCore:
         self.clock = time.monotonic
         # On a thread that ends: OpenMP counts the helpers of every thread that ever computed in parallel, and with more
         # of them than CPUs lets those of the engine's thread sleep between any two operations.
-        with ThreadPoolExecutor(1) as loader:
-            self.engine = loader.submit(load_engine, config.model, config.cache, chunk_tokens=chunk_tokens).result()
+        self.team = RankTeam(config, launched)
+        try:
+            with ThreadPoolExecutor(1) as loader:
+                self.engine = loader.submit(
+                    self.team.load, chunk_tokens=chunk_tokens, decode_sequences=decode_sequences
+                ).result()
+        except BaseException:
+            self.team.close()
+            raise
         self.fingerprint = layout_fingerprint(
-            self.engine.layout, model=model_name(config.model), revision=self.engine.revision
+            self.engine.layout,
+            model=model_name(config.model),
+            revision=self.engine.revision,
+            degree=config.tensor_parallel_size,
         )
         registry = CollectorRegistry()
         ProcessMetrics(registry)
@@ -87,6 +106,7 @@ class WorkerCore:
         self.thread.stop()
         self.engine.grammars.close()
         self.engine.cores.close()
+        self.team.close()
         if self.tracer is not None:
             self.tracer.close()
 
@@ -109,4 +129,5 @@ class WorkerCore:
             total_blocks=engine.cache.pool.num_usable,
             layout=self.fingerprint,
             max_sequence_tokens=engine.max_sequence_tokens,
+            rank_metrics_addresses=self.team.metrics_addresses,
         )

@@ -8,7 +8,7 @@ from baton.errors import BatonError
 from baton.metrics import buckets
 from baton.metrics.families import Families, statuses
 
-TRANSPORTS = ("loopback", "shm", "collective", "grpc")
+TRANSPORTS = ("loopback", "cuda_ipc", "shm", "collective", "grpc")
 REASONS = ("checksum", *sorted({*statuses(BatonError)}))
 
 
@@ -50,6 +50,7 @@ class TransferMetrics:
             transport=TRANSPORTS,
         )
         self.stale_frames = make.counter(
-            "baton_kv_stale_frames", "Frames refused because their reservation was over; they did no harm."
+            "baton_kv_stale_frames",
+            "Frames refused because their reservation was over or their sender had taken them back; they did no harm.",
         )
         self.reservations = make.gauge("baton_kv_reservations", "Reservations that await or hold a transfer.")

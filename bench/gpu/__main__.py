@@ -1,103 +1,121 @@
-"""`python -m bench.gpu`: attention over paged keys and values on the current GPU.
-
-Decode reads every key and value once: its bytes per second are put beside those that a copy moves. Prefill computes:
-its FLOP per second are put beside those of a matrix product.
-"""
+"""`python -m bench.gpu`: all that is measured on a GPU, one part after another, in this process and its children."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import gc
 import pathlib
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import click
 import torch
+from transformers.utils.logging import disable_progress_bar
 
-from bench.gpu import shapes
-from bench.gpu.peers import PEERS, Run, prepared
-from bench.gpu.timing import copy_bandwidth, gemm_rate, seconds
+from bench import report
+from bench.gpu import attention, serving, steps, transfers
+from bench.gpu.scale import FULL, TINY
+from bench.gpu.stand import Found, Stand
 from bench.gpu.tuner import tune
-from bench.kernels import Call, Shape
-from bench.report import TableText, print_table
-from engine.attention import make_backend
+from bench.provenance import Provenance
 
-OURS = "Baton"
-# Of the GPU's memory, what a call's keys and values may take: peers copy them.
-_MEMORY_SHARE = 0.3
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Measured:
-    """
-    Attributes:
-        share: of the copy's bandwidth for a decode, of the product's rate for a prefill.
-        error: relative to what torch computes of the same call, |out - torch| / |torch|; None for torch's own.
-    """
-
-    implementation: str
-    shape: str
-    seconds: float
-    share: float
-    error: float | None
-
-
-def measure(shape: Shape, block_size: int, device: torch.device, copy: float, gemm: float) -> list[Measured]:
-    """One shape by every implementation that there is."""
-    call = Call.make(shapes.layout(block_size), shape, shapes.NUM_HEADS, device)
-    backend = make_backend("triton", device)
-    runs: dict[str, Run] = {OURS: lambda: call.run(backend)}
-    runs |= {name: run for name in PEERS if (run := prepared(name, call)) is not None}
-    outputs = {name: run().clone() for name, run in runs.items()}
-    reference = outputs.get("torch SDPA")
-    found = []
-    for name, run in runs.items():
-        taken = seconds(run)
-        share = call.kv_bytes / taken / copy if shape.queries == 1 else call.flops / taken / gemm
-        error = None if reference is None or name == "torch SDPA" else difference(outputs[name], reference)
-        found.append(Measured(name, str(shape), taken, share, error))
-    return found
-
-
-def difference(out: torch.Tensor, reference: torch.Tensor) -> float:
-    """|out - reference| / |reference|."""
-    return float((out.double() - reference.double()).norm() / reference.double().norm())
+PARTS: Mapping[str, Callable[[Stand], Found]] = {
+    "attention": attention.measure,
+    "steps": steps.measure,
+    "transfers": transfers.measure,
+    "serving": serving.measure,
+}
+_PACKAGES = ("triton", "flashinfer-python", "vllm")
 
 
 @click.command("gpu")
-@click.option("--block-size", default=64, show_default=True, type=click.IntRange(16, 256), help="Tokens of a block.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(list(PARTS)),
+    help="Measure this alone; may be given several times  [default: everything]",
+)
+@click.option(
+    "--device",
+    default="cuda",
+    show_default=True,
+    type=click.Choice(["cuda", "cpu"]),
+    help="On cpu all is tiny and shows no more than that it runs.",
+)
+@click.option(
+    "--block-size",
+    default="64",
+    show_default=True,
+    type=click.Choice(["16", "32", "64", "128", "256"]),
+    help="Tokens of a KV block.",
+)
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path),
+    help="Where models are written meanwhile, 18 GB  [default: the system's for temporary files]",
+)
 @click.option("--tune", "only_tune", is_flag=True, help="Measure tiles, and print rows of engine/kernels/tiles.py.")
-@click.option("--output", type=click.Path(path_type=pathlib.Path), help="Write the figures there, as JSON.")
-def command(block_size: int, only_tune: bool, output: pathlib.Path | None) -> None:
-    """Measure attention on the current GPU."""
-    if not torch.cuda.is_available():
-        raise click.ClickException("there is no GPU here")
-    device = torch.device("cuda", torch.cuda.current_device())
+@report.json_option
+def command(
+    only: Sequence[str],
+    device: str,
+    block_size: str,
+    folder: pathlib.Path | None,
+    only_tune: bool,
+    output: str | None,
+) -> None:
+    """Measure attention, steps, transfers and a server on the current GPU.
+
+    A part that fails is told of at the end; what the others have found is in the output all the same.
+    """
+    where = torch.device(device)
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise click.ClickException("there is no GPU here")
+        where = torch.device("cuda", torch.cuda.current_device())
     if only_tune:
-        for line in tune(device, block_size):
+        if device == "cpu":
+            raise click.UsageError("--tune: tiles are those of a GPU")
+        for line in tune(where, int(block_size)):
             click.echo(line)
         return
-    copy, gemm = copy_bandwidth(device), gemm_rate(device, torch.bfloat16)
-    memory = int(torch.cuda.get_device_properties(device).total_memory * _MEMORY_SHARE)
-    found = [
-        each
-        for shape in (*shapes.decodes(shapes.layout(block_size), memory), *shapes.prefills())
-        for each in measure(shape, block_size, device, copy, gemm)
-    ]
-    title = f"{torch.cuda.get_device_name(device)}: copies {copy / 1e12:.2f} TB/s, products {gemm / 1e12:.0f} TFLOP/s"
-    rows = [
-        (
-            each.shape,
-            each.implementation,
-            f"{each.seconds * 1e6:.1f}",
-            f"{each.share:.0%}",
-            "" if each.error is None else f"{each.error:.1e}",
-        )
-        for each in found
-    ]
-    print_table(TableText(title, ("shape", "by", "us", "of the limit", "error"), rows))
-    if output:
-        limits = {"copy_bytes_per_s": copy, "gemm_flops_per_s": gemm}
-        output.write_text(json.dumps(limits | {"calls": [dataclasses.asdict(each) for each in found]}, indent=2) + "\n")
+    disable_progress_bar()
+    scale = FULL if device == "cuda" else TINY
+    parameters = {"only": list(only), "device": device, "block_size": int(block_size)}
+    results: dict[str, Any] = {}
+    failed = []
+    with tempfile.TemporaryDirectory(prefix="baton-bench-", dir=folder) as scratch:
+        stand = Stand.make(where, scale, pathlib.Path(scratch), int(block_size))
+        click.echo(stand.title)
+        limits = {"copy_bytes_per_s": stand.copy_bytes_per_s, "gemm_flops_per_s": stand.gemm_flops_per_s}
+        for name in only or PARTS:
+            started_s = time.monotonic()
+            try:
+                found = PARTS[name](stand)
+            except Exception:
+                traceback.print_exc()
+                failed.append(name)
+                continue
+            finally:
+                _give_back(where)
+            for table in found.tables:
+                report.print_table(table)
+            click.echo(f"{name}: {time.monotonic() - started_s:.0f} s")
+            results[name] = found.results
+            if output is not None:
+                provenance = Provenance.collect(packages=_PACKAGES)
+                report.Report("gpu", provenance, parameters, limits | results).write(output)
+    if failed:
+        raise click.ClickException(f"could not be measured: {', '.join(failed)}")
+
+
+def _give_back(device: torch.device) -> None:
+    """Frees what a part has left on a GPU, for the processes of the next."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable
 
@@ -98,6 +99,14 @@ def vllm(call: Call) -> Run | None:
 
 
 PEERS: dict[str, Callable[[Call], Run | None]] = {"torch SDPA": sdpa, "FlashInfer": flashinfer, "vLLM Triton": vllm}
+
+
+_PACKAGES = {"FlashInfer": "flashinfer", "vLLM Triton": "vllm"}
+
+
+def missing() -> list[str]:
+    """Names of the peers whose library is not installed."""
+    return [name for name, package in _PACKAGES.items() if importlib.util.find_spec(package) is None]
 
 
 def prepared(name: str, call: Call) -> Run | None:

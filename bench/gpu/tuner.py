@@ -32,10 +32,10 @@ def prefill_tiles() -> Iterator[AttentionTile]:
             yield AttentionTile(rows, keys, num_warps, num_stages, descriptors)
 
 
-def measure(tile: AttentionTile, calls: Sequence[Call]) -> float:
+def measure(tile: AttentionTile, calls: Sequence[Call], device: torch.device) -> float:
     """Geometric mean of the seconds of calls with a tile; infinite if the GPU cannot hold it."""
     try:
-        times = [seconds(lambda call=call: attend_with(tile, call)) for call in calls]  # type: ignore[misc]
+        times = [seconds(lambda call=call: attend_with(tile, call), device) for call in calls]  # type: ignore[misc]
     except OutOfResources:
         return math.inf
     return math.exp(sum(map(math.log, times)) / len(times))
@@ -58,7 +58,7 @@ def tune(device: torch.device, block_size: int) -> Iterator[str]:
     for limit, shapes, tiles in (("_DECODE", DECODES, decode_tiles), ("_ANY", PREFILLS, prefill_tiles)):
         for head_dim in HEAD_DIMS:
             calls = [Call.make(layout(block_size, head_dim), shape, NUM_HEADS, device) for shape in shapes]
-            timed = sorted((measure(tile, calls), index, tile) for index, tile in enumerate(tiles()))
+            timed = sorted((measure(tile, calls, device), index, tile) for index, tile in enumerate(tiles()))
             for mean, _, tile in timed[:3]:
                 yield f"{row(limit, head_dim, tile)}  # {mean * 1e6:.1f} us"
 

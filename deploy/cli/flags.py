@@ -17,6 +17,7 @@ _METAVAR_OF_FLAG = {
     "--ray-address": "ADDR",
     "--grpc-port": "PORT",
     "--http-port": "PORT",
+    "--gpu-memory-utilization": "SHARE",
     "--ready-file": "PATH",
     "--tls-cert-file": "PATH",
     "--tls-key-file": "PATH",

@@ -17,6 +17,8 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 port=${RAY_PORT:-6379}
+# Workers are servers here: as Ray has it everything else on a host would go before them.
+export RAY_worker_niceness=${RAY_worker_niceness:-0}
 # KV never goes through Ray's object store, and the router has a page of its own.
 options=(--object-store-memory=100000000 --disable-usage-stats)
 if [ -n "${NODE_IP:-}" ]; then

@@ -25,7 +25,10 @@ _log = logging.getLogger(__name__)
 
 
 class ForkedProcess:
-    """A child of this process that another has forked for it."""
+    """A child of this process that another has forked for it, as the first of a session.
+
+    What it has forked itself, the other ranks of a worker, ends with it, and becomes this process's to collect.
+    """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -47,6 +50,11 @@ class ForkedProcess:
         _, status = os.waitpid(self.pid, 0)
         os.close(self._descriptor)
         self.returncode = os.waitstatus_to_exitcode(status)
+        self._collected = asyncio.get_running_loop().create_task(self._collect_group())
+
+    async def _collect_group(self) -> None:
+        """Only then is all that they held free, such as the memory of GPUs."""
+        await asyncio.to_thread(_wait_for_group, self.pid)
         self._ended.set()
 
 
@@ -151,6 +159,12 @@ class ForkServer:
                     self._forked(int(packet))
         self._hang_up()
         await asyncio.gather(*(child.kill(process) for process in self._processes))
+
+
+def _wait_for_group(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-pid, 0)
 
 
 def can_fork() -> bool:

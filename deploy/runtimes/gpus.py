@@ -6,7 +6,7 @@ import itertools
 import pathlib
 from collections.abc import Mapping
 
-from baton.config import WorkerConfig
+from baton.config import WorkerConfig, with_part_of_gpu
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 # Has nvidia0 and so on, in a container for the GPUs that it was given alone.
@@ -14,10 +14,13 @@ DEVICES = pathlib.Path("/dev")
 
 
 class GpuDealer:
-    """Deals out the GPUs that this process may use, one to each worker, in turn. A replacement keeps its worker's."""
+    """Deals out the GPUs that this process may use, one to each rank of a worker, in turn. A replacement keeps its
+    worker's."""
 
-    def __init__(self, environ: Mapping[str, str], devices: pathlib.Path = DEVICES) -> None:
+    def __init__(self, environ: Mapping[str, str], devices: pathlib.Path = DEVICES, *, num_ranks: int = 1) -> None:
+        """`num_ranks`: processes that will each take a GPU, all together."""
         self._gpus = visible_gpus(environ, devices)
+        self._most_on_one = -(-num_ranks // max(1, len(self._gpus)))
         self._turns = itertools.cycle(self._gpus)
         self._dealt: dict[str, str] = {}
 
@@ -26,8 +29,14 @@ class GpuDealer:
         if config.model.device == "cpu" or len(self._gpus) < 2:
             return {}
         if config.name not in self._dealt:
-            self._dealt[config.name] = next(self._turns)
+            # A rank that finds none for itself says so.
+            count = min(config.tensor_parallel_size, len(self._gpus))
+            self._dealt[config.name] = ",".join(itertools.islice(self._turns, count))
         return {VISIBLE: self._dealt[config.name]}
+
+    def limit_memory(self, config: WorkerConfig) -> WorkerConfig:
+        """The config with the worker's part of a GPU that it shares with others."""
+        return with_part_of_gpu(config, 1 / self._most_on_one)
 
 
 def visible_gpus(environ: Mapping[str, str], devices: pathlib.Path = DEVICES) -> list[str]:

@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Mapping
 
-from baton.config import Role, ServeConfig, WorkerConfig, worker_host
+from baton.config import Role, ServeConfig, WorkerConfig, num_ranks, worker_host
 from baton.internal.v1 import worker_pb2
 from deploy import child
 from deploy.errors import StartError
@@ -55,10 +55,11 @@ class ProcessWorker:
 class ProcessRuntime:
     """Starts worker processes, and knows those that run."""
 
-    def __init__(self, actors: Mapping[Role, str]) -> None:
+    def __init__(self, actors: Mapping[Role, str], *, num_ranks: int = 1) -> None:
+        """`num_ranks`: of all workers together."""
         self._actors = actors
         self._launcher = make_launcher(actors.values())
-        self._gpus = GpuDealer(os.environ)
+        self._gpus = GpuDealer(os.environ, num_ranks=num_ranks)
         self._workers: list[ProcessWorker] = []
 
     async def open(self) -> None:
@@ -66,6 +67,7 @@ class ProcessRuntime:
         await self._launcher.start()
 
     async def start(self, config: WorkerConfig) -> ProcessWorker:
+        config = self._gpus.limit_memory(config)
         ours, theirs = socket.socketpair()
         with theirs, contextlib.ExitStack() as undo:
             undo.enter_context(ours)
@@ -117,7 +119,7 @@ class ProcessHost:
 
     def __init__(self, config: ServeConfig, actors: Mapping[Role, str]) -> None:
         self._config = config
-        self._runtime = ProcessRuntime(actors)
+        self._runtime = ProcessRuntime(actors, num_ranks=num_ranks(config))
         self._supervisor: Supervisor | None = None
 
     async def open(self) -> None:

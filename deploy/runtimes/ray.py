@@ -23,7 +23,7 @@ from baton.internal.v1 import worker_pb2
 from deploy.errors import ClusterError, StartError
 from deploy.hosting import HostedWorker, read_report
 from deploy.installation import describe_problem, installed_versions
-from deploy.placement import Node, Placed, Request, choose, describe_lack, make_request
+from deploy.placement import Node, Placed, Request, choose, describe_lack, limit_memory, make_request
 from deploy.runtimes.base import STOP_GRACE_S
 from deploy.supervisor import Supervisor
 
@@ -145,6 +145,7 @@ class RayRuntime:
             max_concurrency=4,
             **where,
         )
+        config = limit_memory(config, request)
         return actor_class.remote(self._actors[config.role], config.model_dump_json(), installed_versions())
 
     async def _await_node(self, name: str, request: Request, actor: Any) -> str:

@@ -109,6 +109,8 @@ class RayHost:
                 # Ray forks its daemons from this process, in which it calls gRPC as well; with gRPC's handlers a child
                 # dies now and then between fork and exec, and Ray waits for it in vain.
                 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+                # Workers are servers here. As Ray has it everything else on the host would go before them.
+                os.environ.setdefault("RAY_worker_niceness", "0")
                 ray.init(
                     address="local",
                     object_store_memory=OBJECT_STORE_BYTES,

@@ -11,10 +11,10 @@ from deploy.settings import schema
 from deploy.settings.setting import Setting
 
 _WORDS: Mapping[str, str] = {
-    "greater_than": "must be above {gt:g}",
-    "greater_than_equal": "must be at least {ge:g}",
-    "less_than": "must be below {lt:g}",
-    "less_than_equal": "must be at most {le:g}",
+    "greater_than": "must be above {gt:.10g}",
+    "greater_than_equal": "must be at least {ge:.10g}",
+    "less_than": "must be below {lt:.10g}",
+    "less_than_equal": "must be at most {le:.10g}",
     "literal_error": "must be {expected}",
     "int_parsing": "must be a whole number",
     "int_type": "must be a whole number",

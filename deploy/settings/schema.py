@@ -29,12 +29,16 @@ FLAGS: Mapping[str, Path] = {
     "--device": ("model", "device"),
     "--dtype": ("model", "dtype"),
     "--attention": ("model", "attention"),
+    "--batch-invariant": ("model", "batch_invariant"),
     "--num-threads": ("model", "num_threads"),
     "--block-size": ("cache", "block_size"),
     "--kv-cache-bytes": ("cache", "kv_cache_bytes"),
+    "--gpu-memory-utilization": ("cache", "gpu_memory_utilization"),
     "--max-model-len": ("model", "max_model_len"),
     "--max-batch-tokens": ("prefill", "max_batch_tokens"),
     "--max-batch-seqs": ("decode", "max_batch_seqs"),
+    "--prefill-tensor-parallel-size": ("prefill", "tensor_parallel_size"),
+    "--decode-tensor-parallel-size": ("decode", "tensor_parallel_size"),
     "--local-prefill-tokens": ("decode", "local_prefill_tokens"),
     "--transports": ("transfer", "transports"),
     "--max-queued-requests": ("router", "max_queued_requests"),
@@ -136,7 +140,7 @@ class Value:
         if self.kind == "integer" and found.get("above") == 0:
             found = {"at least": 1, **{word: limit for word, limit in found.items() if word != "above"}}
         unit = {"string": " characters", "array": " items"}.get(self.kind, "")
-        return ", ".join(f"{word} {limit:g}{unit}" for word, limit in found.items())
+        return ", ".join(f"{word} {limit:.10g}{unit}" for word, limit in found.items())
 
 
 @functools.cache

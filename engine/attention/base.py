@@ -9,11 +9,12 @@ Shape legend: T tokens of the step, S sequences, Hq query heads, Hkv key/value h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 
+from engine.dry_run import LayerAttention
 from engine.kv.layout import KVLayout
 
 
@@ -24,7 +25,8 @@ class GroupMetadata:
     Attributes:
         block_tables: int32 [S, max_blocks]; entry [s, p // B] is the block of position p of sequence s. Entries that a
             window has passed, and those past the sequence's end, are the null block, whose content must never matter.
-        slot_mapping: int64 [T]; block * B + offset of each token of the step.
+        slot_mapping: int64 [T]; block * B + offset of each token of the step; below 0 for the padding of a step that is
+            replayed on a GPU, which has no context either.
     """
 
     block_tables: torch.Tensor
@@ -61,8 +63,12 @@ class AttentionContext:
 class AttentionBackend(Protocol):
     """Writes keys and values into pages and attends over them. All methods are called by the engine's thread."""
 
-    def prepare(self, layout: KVLayout) -> None:
-        """Do once what the first step would otherwise wait for, such as compiling."""
+    def prepare(self, layout: KVLayout, layers: Sequence[LayerAttention]) -> None:
+        """Do once what the first step would otherwise wait for, such as compiling.
+
+        Args:
+            layers: what the model's decoder layers ask of attention.
+        """
 
     def write(self, key: torch.Tensor, value: torch.Tensor, pages: torch.Tensor, group: GroupMetadata) -> None:
         """Store the step's tokens at the group's slot mapping.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -11,6 +12,7 @@ from engine import cpu_kernels
 from engine.attention.base import AttentionContext, GroupMetadata
 from engine.cpu_kernels.threads import use_threads
 from engine.cpu_kernels.views import elements
+from engine.dry_run import LayerAttention
 from engine.kv.layout import KVLayout
 
 _UNBOUNDED = 1 << 30
@@ -19,7 +21,7 @@ _UNBOUNDED = 1 << 30
 class CpuAttention:
     """`AttentionBackend` for float32 and bfloat16 pools in host memory."""
 
-    def prepare(self, layout: KVLayout) -> None:
+    def prepare(self, layout: KVLayout, layers: Sequence[LayerAttention]) -> None:
         """Compile the kernels, or load them from disk, by attending once over a small pool of the layout's kind."""
         pages = torch.zeros((2, 2, layout.num_kv_heads, layout.block_size, layout.head_dim), dtype=layout.dtype)
         tokens = torch.zeros((3, layout.num_kv_heads, layout.head_dim), dtype=layout.dtype)

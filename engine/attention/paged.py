@@ -78,4 +78,5 @@ class PagedDispatch:
 def _of_rows(context: AttentionContext, rows: torch.Tensor) -> AttentionContext:
     """The context of queries of these rows alone, the last ones of each sequence."""
     cu_seqlens = torch.searchsorted(rows, context.cu_seqlens_q.long(), out_int32=True)
-    return dataclasses.replace(context, cu_seqlens_q=cu_seqlens, max_query_len=int(cu_seqlens.diff().max()))
+    # At most so many: to know would be to wait for a GPU.
+    return dataclasses.replace(context, cu_seqlens_q=cu_seqlens, max_query_len=min(context.max_query_len, len(rows)))

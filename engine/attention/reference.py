@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from engine.attention.base import AttentionContext, GroupMetadata
+from engine.dry_run import LayerAttention
 from engine.kv.layout import KVLayout
 
 
 class ReferenceAttention:
     """`AttentionBackend` that gathers each sequence's keys and values and masks a dense softmax."""
 
-    def prepare(self, layout: KVLayout) -> None:
+    def prepare(self, layout: KVLayout, layers: Sequence[LayerAttention]) -> None:
         """Nothing needs preparing."""
 
     def write(self, key: torch.Tensor, value: torch.Tensor, pages: torch.Tensor, group: GroupMetadata) -> None:
         block_size = pages.shape[3]
-        blocks, offsets = group.slot_mapping // block_size, group.slot_mapping % block_size
-        pages[blocks, 0, :, offsets] = key.to(pages.dtype)
-        pages[blocks, 1, :, offsets] = value.to(pages.dtype)
+        is_kept = group.slot_mapping >= 0
+        slots = group.slot_mapping[is_kept]
+        blocks, offsets = slots // block_size, slots % block_size
+        pages[blocks, 0, :, offsets] = key[is_kept].to(pages.dtype)
+        pages[blocks, 1, :, offsets] = value[is_kept].to(pages.dtype)
 
     def attend(
         self,
@@ -82,9 +87,9 @@ def _attend_dense(
     logits = torch.einsum("nhgd,hld->hgnl", grouped, key) * scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    logits = torch.where(visible, logits, float("-inf")).reshape(num_heads, num_queries, -1)
+    logits = torch.where(visible, logits, float("-inf")).reshape(num_heads, *visible.shape)
     if sinks is not None:
         logits = torch.cat([logits, sinks.float().view(-1, 1, 1).expand(-1, num_queries, 1)], dim=-1)
     weights = torch.softmax(logits, dim=-1)[..., : visible.shape[1]]
-    weights = weights.view(num_kv_heads, -1, num_queries, visible.shape[1])
+    weights = weights.view(num_kv_heads, num_heads // num_kv_heads, num_queries, visible.shape[1])
     return torch.einsum("hgnl,hld->nhgd", weights, value).reshape(num_queries, num_heads, head_dim)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 
 from engine.attention.base import AttentionContext, GroupMetadata
+from engine.dry_run import LayerAttention
 from engine.kernels.attention import Batch, attend
 from engine.kernels.pages import write
 from engine.kv.layout import KVLayout
@@ -23,23 +25,21 @@ class TritonAttention:
         """`batch_invariant`: whether a token's output must not depend on the batch, to the bit."""
         self._batch_invariant = batch_invariant
 
-    def prepare(self, layout: KVLayout) -> None:
-        """Compile the kernels, or load them from disk: for chunks and decodes, for each kind of window, split or not.
-
-        What only calls show, caps and sinks, is compiled at the first of them.
-        """
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        windows = {group.window for group in layout.groups}
-        for window, queries, max_seq_len in itertools.product(
-            windows, (1, _CHUNK_TOKENS), (_CHUNK_TOKENS, _SPLIT_TOKENS)
+    def prepare(self, layout: KVLayout, layers: Sequence[LayerAttention]) -> None:
+        """Compile the kernels, or load them from disk: for each kind of layer, for decodes and for chunks of a few
+        tokens and of many, split or not."""
+        for layer, queries, max_seq_len in itertools.product(
+            set(layers), (1, 2, _CHUNK_TOKENS), (_CHUNK_TOKENS, _SPLIT_TOKENS)
         ):
-            self._try(layout, device, window, queries, max_seq_len)
+            self._try(layout, layer, queries, max_seq_len)
 
-    def _try(self, layout: KVLayout, device: torch.device, window: int | None, queries: int, max_seq_len: int) -> None:
+    def _try(self, layout: KVLayout, layer: LayerAttention, queries: int, max_seq_len: int) -> None:
         """Write and attend once: one sequence, in the second block of a small pool and those after it."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         num_blocks = layout.num_blocks(queries)
         pages = torch.zeros(layout.pool_shape(num_blocks + 1)[1:], dtype=layout.dtype, device=device)
-        tokens = torch.zeros((queries, layout.num_kv_heads, layout.head_dim), dtype=layout.dtype, device=device)
+        key = torch.zeros((queries, layout.num_kv_heads, layout.head_dim), dtype=layout.dtype, device=device)
+        query = key.new_zeros((queries, layer.num_heads, layout.head_dim))
         group = GroupMetadata(
             torch.arange(1, num_blocks + 1, dtype=torch.int32, device=device)[None],
             torch.arange(queries, device=device) + layout.block_size,
@@ -53,8 +53,17 @@ class TritonAttention:
             max_query_len=queries,
             max_seq_len=max_seq_len,
         )
-        self.write(tokens, tokens, pages, group)
-        self.attend(tokens, pages, group, context, scale=1.0, window=window, softcap=None, sinks=None)
+        self.write(key, key, pages, group)
+        self.attend(
+            query,
+            pages,
+            group,
+            context,
+            scale=1.0,
+            window=layer.window,
+            softcap=layer.softcap,
+            sinks=key.new_zeros(layer.num_heads) if layer.has_sinks else None,
+        )
 
     def write(self, key: torch.Tensor, value: torch.Tensor, pages: torch.Tensor, group: GroupMetadata) -> None:
         write(_with_adjacent_elements(key), _with_adjacent_elements(value), pages, group.slot_mapping)

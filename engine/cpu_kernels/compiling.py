@@ -1,7 +1,8 @@
 """How kernels are compiled: without the GIL, cached on disk, and most of them with fast math.
 
 Fast math lets reductions vectorise and assumes that no infinity occurs. The cache folder is named after a digest of
-this package's sources: numba checks the time stamp of a kernel's own file only and would miss a change in one it calls.
+this package's sources: numba checks a kernel's own file only and would miss a change in one it calls. Every
+installation of the same sources, wherever it lies, uses the same folder.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.core.caching import UserProvidedCacheLocator
 
 from baton.config import numba_cache_dir
 
@@ -23,14 +25,34 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _source_digest() -> str:
-    digest = hashlib.sha256()
+    # Another version of numba would overwrite what this one has compiled.
+    digest = hashlib.sha256(numba.__version__.encode())
     for file in sorted(pathlib.Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 
+class KernelLocator(UserProvidedCacheLocator):  # type: ignore[misc]
+    """Where numba keeps what it compiled of a function: in the folder of the function's module.
+
+    Numba's own locator names the folder after the path of the source file, and older versions distrust a file with
+    another time stamp, so that every checkout would compile anew.
+    """
+
+    def __init__(self, function: Callable[..., Any], file: str) -> None:
+        super().__init__(function, file)
+        self._module = function.__module__
+
+    def get_cache_path(self) -> str:
+        return str(pathlib.Path(numba.config.CACHE_DIR, self._module))
+
+    def get_source_stamp(self) -> str:
+        return hashlib.sha256(pathlib.Path(self._py_file).read_bytes()).hexdigest()
+
+
 # Numba picks a kernel's cache folder where it is declared, so this comes before the first one.
 numba.config.CACHE_DIR = str(pathlib.Path(numba_cache_dir()) / _source_digest())
+numba.config.CACHE_LOCATOR_CLASSES = f"{__name__}.{KernelLocator.__name__}"
 
 
 @contextlib.contextmanager

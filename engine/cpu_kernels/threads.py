@@ -14,6 +14,11 @@ if has_openmp():
 
 def use_threads() -> int:
     """Make parallel kernels that this thread calls next run on as many threads as torch uses, and say how many."""
-    num_threads = min(torch.get_num_threads(), _MAX_THREADS)
+    of_torch = torch.get_num_threads()
+    num_threads = min(of_torch, _MAX_THREADS)
     numba.set_num_threads(num_threads)
+    # The first time that starts numba's threads, by which the calling thread's number of OpenMP's, and so torch's,
+    # becomes that of all cores.
+    if torch.get_num_threads() != of_torch:
+        torch.set_num_threads(of_torch)
     return num_threads

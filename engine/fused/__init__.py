@@ -1,8 +1,17 @@
-"""A loaded model's modules, replaced on CPUs by faster ones that compute the same.
+"""A loaded model's modules, replaced by faster ones that compute the same.
 
-linear          linear layers with packed weights, for every family
 shape           which decoder layers are of the Llama shape
-decoder_layer   such a layer in float32, as one kernel
+replace         swaps stand-ins in, layer by layer, once the first of each kind has proved equal
+kit             what a device has of them, by attention backend
+
+cpu_kit         for CPUs:
+linear          linear layers with packed weights, for every family
+decoder_layer   a layer of the Llama shape in float32, as one kernel
 onednn_layer    such a layer in bfloat16, as a few calls
-replace         swaps them in, layer by layer, once the first has proved equal
+
+gpu_kit         for GPUs:
+gpu_linear      linear layers side by side, or such whose rows do not depend on each other
+gpu_norm        RMS norms, for every family
+gpu_mlp         gated MLPs, for those that have such
+gpu_layer       a layer of the Llama shape, as a few launches
 """

@@ -22,7 +22,9 @@ class Gpu:
     @property
     def has_descriptors(self) -> bool:
         """Whether tiles can be copied by the tensor memory accelerator, or by what the interpreter has in its place."""
-        return self.architecture == "interpreter" or self.architecture in ("sm_90", "sm_100", "sm_103", "sm_120")
+        if self.architecture.startswith("sm_"):
+            return int(self.architecture.removeprefix("sm_")) >= 90
+        return self.architecture == "interpreter"
 
 
 @functools.cache

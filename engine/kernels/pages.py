@@ -1,6 +1,9 @@
-"""Moves keys and values: a step's tokens into their slots, and whole blocks between a pool and a buffer."""
+"""Moves keys and values: a step's tokens into their slots, and pages between pools and buffers."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -8,8 +11,8 @@ import triton.language as tl
 
 from engine.kernels.shapes import next_power_of_2
 
-# Words of 4 bytes that one program of a copy moves: each of its 128 threads has two accesses of 16 bytes under way.
-_CHUNK_WORDS = 1024
+# Words of 4 bytes that one program of a copy moves: each of its 256 threads has four accesses of 16 bytes under way.
+_CHUNK_WORDS = 4096
 
 
 @triton.jit
@@ -76,61 +79,76 @@ def write(key: torch.Tensor, value: torch.Tensor, pages: torch.Tensor, slots: to
 
 
 @triton.jit
-def _copy_blocks(
-    pool,
-    buffer,
-    block_ids,
-    pool_slot_stride,
-    num_words,
-    GATHER: tl.constexpr,
+def _copy_pages(
+    source,
+    target,
+    source_pages,
+    target_pages,
+    source_page_words,
+    target_page_words,
+    source_run_stride,
+    target_run_stride,
+    run_words,
     CHUNK: tl.constexpr,
 ):
-    """CHUNK words of one page. Grid (blocks, slots, chunks of a page)."""
-    block = tl.load(block_ids + tl.program_id(0)).to(tl.int64)
-    if block < 0:
-        return
-    slot = tl.program_id(1).to(tl.int64)
-    words = tl.program_id(2) * CHUNK + tl.arange(0, CHUNK)
-    in_pool = pool + slot * pool_slot_stride + block * num_words + words
-    in_buffer = buffer + (tl.program_id(0).to(tl.int64) * tl.num_programs(1) + slot) * num_words + words
-    if GATHER:
-        tl.store(in_buffer, tl.load(in_pool, mask=words < num_words), mask=words < num_words)
-    else:
-        tl.store(in_pool, tl.load(in_buffer, mask=words < num_words), mask=words < num_words)
+    """CHUNK words of one run of one page. Grid (pages, chunks of a run, runs)."""
+    index = tl.program_id(0).to(tl.int64)
+    source_page = index if source_pages is None else tl.load(source_pages + index)
+    target_page = index if target_pages is None else tl.load(target_pages + index)
+    run = tl.program_id(2)
+    words = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+    is_word = words < run_words
+    moved = tl.load(source + source_page * source_page_words + run * source_run_stride + words, mask=is_word)
+    tl.store(target + target_page * target_page_words + run * target_run_stride + words, moved, mask=is_word)
 
 
-def gather_blocks(pool: torch.Tensor, block_ids: torch.Tensor, buffer: torch.Tensor) -> None:
-    """Copy whole blocks to a transfer buffer, whatever they hold.
+def copy_pages(
+    source: torch.Tensor, source_pages: torch.Tensor | None, target: torch.Tensor, target_pages: torch.Tensor | None
+) -> None:
+    """Copy pages from one array of them to another bit by bit, in one launch on the current stream.
+
+    Some of a pool's heads are its slice [:, :, first:stop]: only those are read or written.
 
     Args:
-        pool: [num_slots, num_blocks, 2, Hkv, B, D], each slot contiguous.
-        block_ids: integers [n]; a place of the buffer whose block is below 0 is left as it is.
-        buffer: [n, num_slots, 2, Hkv, B, D], contiguous, of the pool's dtype.
+        source, target: [num_pages, 2, Hkv, ...], equal but for num_pages, a head's elements and heads next to each
+            other. They must not overlap. The source may lie on another GPU that this one reaches.
+        source_pages, target_pages: int64 [n], where the i-th page comes from and goes to; None: the first n in order,
+            for one of the two. Pages of the target must differ.
     """
-    _launch_copy(pool, block_ids, buffer, gather=True)
-
-
-def scatter_blocks(buffer: torch.Tensor, block_ids: torch.Tensor, pool: torch.Tensor) -> None:
-    """The reverse of `gather_blocks`: `block_ids` that are not below 0 must differ."""
-    _launch_copy(pool, block_ids, buffer, gather=False)
-
-
-def _launch_copy(pool: torch.Tensor, block_ids: torch.Tensor, buffer: torch.Tensor, *, gather: bool) -> None:
-    num_slots, num_blocks = pool.shape[:2]
-    assert buffer.is_contiguous()
-    assert pool[0].is_contiguous()
-    assert buffer.shape == (len(block_ids), num_slots, *pool.shape[2:])
-    assert buffer.dtype == pool.dtype
-    if len(block_ids) == 0:
+    assert source.dtype == target.dtype
+    assert source.shape[1:] == target.shape[1:]
+    listed = source_pages if source_pages is not None else target_pages
+    assert listed is not None
+    if len(listed) == 0:
         return
-    as_words = pool.view(num_slots, num_blocks, -1).view(torch.int32)
-    num_words = as_words.shape[2]
-    _copy_blocks[len(block_ids), num_slots, triton.cdiv(num_words, _CHUNK_WORDS)](
-        as_words,
-        buffer.view(-1).view(torch.int32),
-        block_ids,
-        as_words.stride(0),
-        num_words,
-        GATHER=gather,
-        CHUNK=_CHUNK_WORDS,
+    sides = [side.flatten(start_dim=2) for side in (source, target)]
+    if all(side.stride(1) == side.shape[2] for side in sides):
+        # Whole pages are one run each.
+        sides = [side.flatten(start_dim=1).unsqueeze(1) for side in sides]
+    from_words, to_words = (side.view(_word_type(sides)) for side in sides)
+    _, num_runs, run_words = from_words.shape
+    chunk = min(_CHUNK_WORDS, next_power_of_2(run_words))
+    _copy_pages[len(listed), triton.cdiv(run_words, chunk), num_runs](
+        from_words,
+        to_words,
+        source_pages,
+        target_pages,
+        from_words.stride(0),
+        to_words.stride(0),
+        from_words.stride(1),
+        to_words.stride(1),
+        run_words,
+        CHUNK=chunk,
+        num_warps=8,
     )
+
+
+def _word_type(sides: Sequence[torch.Tensor]) -> torch.dtype:
+    """The largest type of words that runs [pages, runs, elements] consist of."""
+    lengths = [
+        number * side.element_size()
+        for side in sides
+        for number in (side.shape[2], side.stride(0), side.stride(1), side.storage_offset())
+    ]
+    unit = math.gcd(*lengths)
+    return next(dtype for dtype in (torch.int32, torch.int16, torch.int8) if unit % dtype.itemsize == 0)

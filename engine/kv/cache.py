@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 
@@ -22,11 +23,24 @@ from engine.kv.layout import KVLayout
 from engine.kv.prefix_index import PrefixHit, block_key, match_prefix
 from engine.kv.sequence_blocks import SequenceBlocks
 
-__all__ = ["KVCache", "SequenceBlocks"]
+__all__ = ["KVCache", "PoolMirror", "SequenceBlocks"]
+
+
+class PoolMirror(Protocol):
+    """Pools that are to hold other KV heads of the same blocks: those of a worker's other ranks."""
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy a block in all slots of the pool."""
+
+    def spoil(self, block_ids: Sequence[int]) -> None:
+        """Fill blocks with NaN."""
 
 
 class KVCache:
     """One pool for all sequences of a worker.
+
+    Args:
+        mirror: does what is done here to blocks' content outside of the model.
 
     Attributes:
         kv: [num_slots, num_blocks, 2, num_kv_heads, block_size, head_dim], dtype of the layout.
@@ -43,9 +57,11 @@ class KVCache:
         enable_caching: bool = True,
         device: torch.device | str = "cpu",
         poison: bool = False,
+        mirror: PoolMirror | None = None,
     ) -> None:
         self.layout = layout
         self.poison = poison
+        self._mirror = mirror
         self.pool = BlockPool(num_blocks, enable_caching=enable_caching)
         self.kv = torch.zeros(layout.pool_shape(num_blocks), dtype=layout.dtype, device=device)
         if self.kv.device.type == "cpu":
@@ -177,7 +193,8 @@ class KVCache:
     def free_out_of_window(self, seq: SequenceBlocks, num_computed: int) -> None:
         """Frees the blocks of sliding groups that no query from position `num_computed` on sees.
 
-        Count only tokens whose step has ended: a step under way still reads the window of its own first token.
+        Count only tokens whose step has ended, or that are computed on a GPU before whatever is launched from now on:
+        a step under way still reads the window of its own first token.
         """
         assert not seq.freed
         for index, group in enumerate(self.layout.groups):
@@ -242,7 +259,7 @@ class KVCache:
             self.pool.touch(shared)
             child.extend(group, shared)
             if num_partial:
-                self.kv[:, tail[group].block_id] = self.kv[:, table[num_full].block_id]
+                self.copy_block(table[num_full].block_id, tail[group].block_id)
                 child.extend(group, [tail[group]])
         child.num_registered = min(seq.num_registered, num_full)
         return child
@@ -263,6 +280,20 @@ class KVCache:
         for tail in tails:
             self._give_back(tail)
 
+    # Content, beside what the model writes.
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy a block in all slots."""
+        if self._mirror is not None:
+            self._mirror.copy_block(source, target)
+        self.kv[:, target] = self.kv[:, source]
+
+    def spoil(self, block_ids: Sequence[int]) -> None:
+        """Fill blocks with NaN."""
+        if self._mirror is not None:
+            self._mirror.spoil(block_ids)
+        self.kv[:, list(block_ids)] = torch.nan
+
     def _window_blocks(self, window: int, num_tokens: int, chunk_tokens: int) -> int:
         """Most blocks that a sliding group holds at a time: + 1, since a window need not begin on a block boundary."""
         return self.layout.num_blocks(min(window - 1 + chunk_tokens, num_tokens)) + 1
@@ -278,4 +309,4 @@ class KVCache:
 
     def _spoil(self, blocks: Sequence[Block]) -> None:
         if self.poison and blocks:
-            self.kv[:, [block.block_id for block in blocks]] = torch.nan
+            self.spoil([block.block_id for block in blocks])

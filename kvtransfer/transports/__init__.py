@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 TRANSPORTS = {
     "loopback": "kvtransfer.transports.loopback:LoopbackTransport",
+    "cuda_ipc": "kvtransfer.transports.cuda_ipc:CudaIpcTransport",
     "shm": "kvtransfer.transports.shm:ShmTransport",
     "collective": "kvtransfer.transports.collective:CollectiveTransport",
     "grpc": "kvtransfer.transports.grpc:GrpcTransport",

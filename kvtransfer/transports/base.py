@@ -6,23 +6,28 @@ A link's thread is the only one that connects, sends and closes. Acknowledgement
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
-from baton.errors import BatonError
+from baton.errors import BatonError, UnavailableError
 from baton.internal.v1 import transfer_pb2
 from kvtransfer.frame import Frame
 from kvtransfer.pages import BlockIds, PageMemory
-from kvtransfer.reservation import Answer, Origin
+from kvtransfer.reservation import Origin
 
 if TYPE_CHECKING:
     from kvtransfer.receiver import Receiver
+
+# Called once with how a call went.
+Answer: TypeAlias = Callable[[BatonError | None], None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WireSettings:
     """
     Attributes:
-        worker, epoch: the receiver incarnation that is meant.
+        memory: the sender's pool.
+        worker, epoch, rank: the receiver incarnation that is meant, and which of its ranks.
         control_address: host:port of its KVTransfer service.
         origin: the sender.
         max_payload_bytes: largest payload of one frame that the sender makes.
@@ -30,8 +35,10 @@ class WireSettings:
         timeout_s: longest time to connect, and for one control message.
     """
 
+    memory: PageMemory
     worker: str
     epoch: int
+    rank: int
     control_address: str
     origin: Origin
     max_payload_bytes: int
@@ -67,10 +74,14 @@ class Wire(Protocol):
         """Whether `send` takes a frame of the largest size now."""
 
     def send(self, frame: Frame, memory: PageMemory, block_ids: BlockIds) -> None:
-        """Takes the pages of one frame and their checksum; they are not read after it returns. Only when `has_room`.
+        """Takes the pages of one frame; only when `has_room`, and when they are computed.
 
-        The frame may stay until others fill its message, or until `flush`.
+        They are read at once with their checksum; or later, by a receiver that reads them where they lie, until
+        `withdraw`. The frame may stay until others fill its message, or until `flush`.
         """
+
+    def withdraw(self, reservation: int) -> None:
+        """Whoever still reads pages that were sent for this reservation is to refuse them: they may change."""
 
     def flush(self) -> None:
         """Lets all frames go; must not block."""
@@ -111,6 +122,9 @@ class Transport(Protocol):
 
     name: ClassVar[str]
 
+    def carries(self, memory: PageMemory) -> bool:
+        """Whether it can move the pages of such a pool at all."""
+
     def listen(self, receiver: Receiver, host: str) -> Listener:
         """Takes frames for `receiver` from now on, on an address of `host` if it needs one.
 
@@ -132,7 +146,5 @@ class Transport(Protocol):
         """
 
 
-class TransportUnavailableError(BatonError):
+class TransportUnavailableError(UnavailableError):
     """This transport does not work between these two processes."""
-
-    status = "UNAVAILABLE"

@@ -1,27 +1,25 @@
-"""Payloads through a `torch.distributed` group of the two, headers over gRPC: Gloo, between any two hosts' memories.
+"""Payloads through a group of the two, headers over gRPC: NCCL between two GPUs, Gloo between any two hosts' memories.
 
 A payload passes as it lies, with no message around it that would be built, parsed and copied once more.
 """
 
 from __future__ import annotations
 
-import collections
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import torch.distributed as dist
 
 from baton.errors import BatonError
 from baton.internal.v1 import transfer_pb2
 from kvtransfer.data_server import DataServer
 from kvtransfer.frame import Frame
-from kvtransfer.pages import BlockIds, Bytes, PageMemory
-from kvtransfer.pair_group import SENDER, PairGroup, Pending, RemoteStore, own_address
+from kvtransfer.pages import BlockIds, PageMemory
 from kvtransfer.transports.base import Control, TransportUnavailableError, Wire, WireEvents, WireSettings
 from kvtransfer.transports.grpc import GrpcPipe
-from kvtransfer.transports.stream import MAX_FRAMES, StreamControl, StreamWire
+from kvtransfer.transports.stream import MAX_FRAMES, StreamWire
 
 if TYPE_CHECKING:
+    from kvtransfer.group_ends import SendingEnd
     from kvtransfer.receiver import Receiver
 
 _MAX_MESSAGE_BYTES = 64 << 10
@@ -29,6 +27,9 @@ _MAX_MESSAGE_BYTES = 64 << 10
 
 class CollectiveTransport:
     name: ClassVar[str] = "collective"
+
+    def carries(self, memory: PageMemory) -> bool:
+        return True
 
     def listen(self, receiver: Receiver, host: str) -> CollectiveListener:
         if not dist.is_available() or not dist.is_gloo_available():
@@ -41,7 +42,11 @@ class CollectiveTransport:
     def connect(
         self, offer: transfer_pb2.TransportOffer, settings: WireSettings, events: WireEvents
     ) -> tuple[Wire, Control]:
-        payloads = GroupPayloads(settings.window_bytes)
+        # A torch without its distributed part does all else.
+        from kvtransfer.group_ends import group_device, join_receiver
+        from kvtransfer.pair_group import RemoteStore, own_address
+
+        payloads = GroupPayloads(settings.window_bytes, group_device(settings.memory))
         wire = StreamWire(GrpcPipe(offer.address, _MAX_MESSAGE_BYTES), offer.address, settings, payloads, events)
 
         def ask(key: str, value: bytes | None) -> bytes:
@@ -49,13 +54,21 @@ class CollectiveTransport:
             return wire.ask(call, settings.timeout_s).value
 
         try:
-            payloads.group = PairGroup(
-                RemoteStore(ask), SENDER, host=own_address(offer.address), timeout_s=settings.timeout_s
+            payloads.end = join_receiver(
+                RemoteStore(ask),
+                settings.memory,
+                host=own_address(offer.address),
+                capacity_bytes=settings.window_bytes,
+                max_frames=MAX_FRAMES,
+                timeout_s=settings.timeout_s,
             )
         except (BatonError, OSError) as error:
             wire.close()
             raise TransportUnavailableError(f"no group with {offer.address}: {error}") from error
-        return wire, StreamControl(wire, settings)
+        except BaseException:
+            wire.close()
+            raise
+        return wire.connected(settings)
 
 
 class CollectiveListener:
@@ -68,37 +81,37 @@ class CollectiveListener:
 
 
 class GroupPayloads:
-    """Payloads lie in a staging buffer until they are acknowledged.
+    """Payloads lie in a buffer until they are acknowledged.
+
+    Args:
+        device: the GPU that the buffer may lie on.
 
     Attributes:
-        group: the sender's end of the pair, once both have joined.
+        end: the sender's end of the pair, once both have joined.
     """
 
-    ring_name = ""
-    in_group = True
-
-    def __init__(self, capacity_bytes: int) -> None:
+    def __init__(self, capacity_bytes: int, device: str) -> None:
         self.capacity_bytes = capacity_bytes
-        self.group: PairGroup | None = None
-        self._staging: Bytes = np.empty(capacity_bytes, dtype=np.uint8)
-        # Gloo wants each to be held while it is under way. More than MAX_FRAMES of them cannot be.
-        self._sent: collections.deque[Pending] = collections.deque(maxlen=MAX_FRAMES)
+        self.end: SendingEnd | None = None
+        self._device = device
 
     def max_message_bytes(self, max_payload_bytes: int) -> int:
         # The receiver takes payloads as their headers come.
         return 0
 
     def put(self, frame: Frame, memory: PageMemory, block_ids: BlockIds, position: int) -> bytes:
-        assert self.group is not None
-        payload = self._staging[position : position + frame.payload_bytes]
-        checksum = memory.copy_out(frame.slot, block_ids, payload)
-        self._sent.append(self.group.send(payload))
-        return frame._replace(checksum=checksum).pack()
+        assert self.end is not None
+        return frame._replace(checksum=self.end.send(frame, memory, block_ids, position)).pack()
+
+    def announce(self, hello: transfer_pb2.StreamHello) -> None:
+        hello.group, hello.group_device = True, self._device
 
     def settle(self) -> None:
         """There is nothing to tidy up."""
 
+    def withdraw(self, reservation: int) -> None:
+        """They are copies."""
+
     def close(self) -> None:
-        self._sent.clear()
-        if self.group is not None:
-            self.group.close()
+        if self.end is not None:
+            self.end.close()

@@ -17,7 +17,7 @@ from kvtransfer.heap import keep_freed_memory
 from kvtransfer.message import new_message
 from kvtransfer.pages import BlockIds, PageMemory
 from kvtransfer.transports.base import Control, Wire, WireEvents, WireSettings
-from kvtransfer.transports.stream import StreamControl, StreamWire
+from kvtransfer.transports.stream import StreamWire
 
 if TYPE_CHECKING:
     from kvtransfer.receiver import Receiver
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 class GrpcTransport:
     name: ClassVar[str] = "grpc"
+
+    def carries(self, memory: PageMemory) -> bool:
+        return True
 
     def listen(self, receiver: Receiver, host: str) -> GrpcListener:
         return GrpcListener(receiver, host)
@@ -37,8 +40,7 @@ class GrpcTransport:
     ) -> tuple[Wire, Control]:
         payloads = InlinePayloads(settings.window_bytes)
         pipe = GrpcPipe(offer.address, payloads.max_message_bytes(settings.max_payload_bytes))
-        wire = StreamWire(pipe, offer.address, settings, payloads, events)
-        return wire, StreamControl(wire, settings)
+        return StreamWire(pipe, offer.address, settings, payloads, events).connected(settings)
 
 
 class GrpcListener:
@@ -83,9 +85,6 @@ class GrpcPipe:
 class InlinePayloads:
     """The one copy on the sending side is the message."""
 
-    ring_name = ""
-    in_group = False
-
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
 
@@ -94,12 +93,18 @@ class InlinePayloads:
 
     def put(self, frame: Frame, memory: PageMemory, block_ids: BlockIds, position: int) -> bytes:
         message, content = new_message(HEADER_BYTES + frame.payload_bytes)
-        checksum = memory.copy_out(frame.slot, block_ids, content[HEADER_BYTES:])
+        checksum = memory.copy_out(frame.slot, block_ids, frame.heads, content[HEADER_BYTES:])
         content[:HEADER_BYTES] = np.frombuffer(frame._replace(checksum=checksum).pack(), dtype=np.uint8)
         return message
 
+    def announce(self, hello: transfer_pb2.StreamHello) -> None:
+        """A hello that says nothing means them."""
+
     def settle(self) -> None:
         """There is nothing to tidy up."""
+
+    def withdraw(self, reservation: int) -> None:
+        """They are copies."""
 
     def close(self) -> None:
         """Nothing is held."""

@@ -14,10 +14,11 @@ import numpy as np
 
 from baton.errors import BatonError, UnavailableError
 from baton.internal.v1 import transfer_pb2
+from kvtransfer.arrival import HostCarrier
 from kvtransfer.frame import Frame
 from kvtransfer.pages import BlockIds, PageMemory
-from kvtransfer.reservation import Answer, Origin
-from kvtransfer.transports.base import Control, Wire, WireEvents, WireSettings
+from kvtransfer.reservation import Origin
+from kvtransfer.transports.base import Answer, Control, Wire, WireEvents, WireSettings
 
 if TYPE_CHECKING:
     from kvtransfer.receiver import Receiver
@@ -35,6 +36,9 @@ def _domain() -> str:
 class LoopbackTransport:
     name: ClassVar[str] = "loopback"
 
+    def carries(self, memory: PageMemory) -> bool:
+        return True
+
     def listen(self, receiver: Receiver, host: str) -> LoopbackListener:
         return LoopbackListener(receiver)
 
@@ -47,7 +51,7 @@ class LoopbackTransport:
         receiver = _RECEIVERS.get(offer.address)
         if receiver is None:
             raise UnavailableError(f"receiver {offer.address} is gone")
-        return LoopbackWire(receiver, settings.origin, events), LoopbackControl(receiver)
+        return LoopbackWire(receiver, settings.origin, events), LoopbackControl(receiver, settings.origin)
 
 
 class LoopbackListener:
@@ -78,10 +82,13 @@ class LoopbackWire:
 
     def send(self, frame: Frame, memory: PageMemory, block_ids: BlockIds) -> None:
         payload = np.empty(frame.payload_bytes, dtype=np.uint8)
-        sent = frame._replace(checksum=memory.copy_out(frame.slot, block_ids, payload))
-        refusal = self._receiver.write(sent, payload, self._origin, LoopbackTransport.name)
+        sent = frame._replace(checksum=memory.copy_out(frame.slot, block_ids, frame.heads, payload))
+        (refusal,) = self._receiver.write([(sent, payload)], self._origin, HostCarrier(LoopbackTransport.name))
         if refusal is not None:
             self._events.refused(frame.reservation, refusal)
+
+    def withdraw(self, reservation: int) -> None:
+        """All was copied in at once."""
 
     def flush(self) -> None:
         """Nothing stays."""
@@ -91,12 +98,13 @@ class LoopbackWire:
 
 
 class LoopbackControl:
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, receiver: Receiver, origin: Origin) -> None:
         self._receiver = receiver
+        self._origin = origin
 
     def open(self, request: transfer_pb2.OpenRequest, answer: Answer) -> None:
         try:
-            self._receiver.open(request)
+            self._receiver.open(request, self._origin)
         except BatonError as error:
             answer(error)
         else:
@@ -104,14 +112,11 @@ class LoopbackControl:
 
     def commit(self, request: transfer_pb2.CommitRequest, answer: Answer) -> None:
         try:
-            self._receiver.commit(request, answer)
+            self._receiver.commit(request, self._origin)
         except BatonError as error:
             answer(error)
-            return
-        # Frames are written within `send`: what is missing will not come. To a committed reservation this does nothing.
-        self._receiver.abort(
-            transfer_pb2.AbortRequest(ref=request.ref, reservation=request.reservation, reason="frames are missing")
-        )
+        else:
+            answer(None)
 
     def abort(self, request: transfer_pb2.AbortRequest) -> None:
         self._receiver.abort(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 from typing import TYPE_CHECKING, ClassVar
 
 from baton.errors import UnavailableError
@@ -14,22 +15,25 @@ from kvtransfer.ring import create_ring, shm_domain, sweep_rings, unlink_ring
 from kvtransfer.socket_server import MAX_MESSAGE_BYTES, SocketServer, abstract, is_same_user
 from kvtransfer.sources import OFFSET
 from kvtransfer.transports.base import Control, TransportUnavailableError, Wire, WireEvents, WireSettings
-from kvtransfer.transports.stream import StreamControl, StreamWire
+from kvtransfer.transports.stream import StreamWire
 
 if TYPE_CHECKING:
     from kvtransfer.receiver import Receiver
 
-# Joined once: an operation on flags of the enum takes as long as the call.
-_SEND_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+# `struct timeval`.
+_TIME = struct.Struct("@ll")
 
 
 class ShmTransport:
     name: ClassVar[str] = "shm"
 
-    def listen(self, receiver: Receiver, host: str) -> ShmListener:
+    def carries(self, memory: PageMemory) -> bool:
+        return True
+
+    def listen(self, receiver: Receiver, host: str) -> SocketListener:
         sweep_rings()
         try:
-            return ShmListener(receiver)
+            return SocketListener(receiver, self.name)
         except OSError as error:
             raise TransportUnavailableError(f"no abstract Unix sockets: {error}") from error
 
@@ -48,18 +52,15 @@ class ShmTransport:
             raise TransportUnavailableError(
                 f"no shared memory for a ring of {settings.window_bytes} bytes: {error}"
             ) from error
-        wire = StreamWire(pipe, offer.address, settings, payloads, events)
-        return wire, StreamControl(wire, settings)
+        return StreamWire(pipe, offer.address, settings, payloads, events).connected(settings)
 
 
-class ShmListener:
-    """Raises OSError where there are no such sockets."""
+class SocketListener:
+    """Of a transport whose headers take a Unix socket; raises OSError where there are none."""
 
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, receiver: Receiver, transport: str) -> None:
         self._server = SocketServer(receiver)
-        self.offer = transfer_pb2.TransportOffer(
-            transport=ShmTransport.name, address=self._server.address, domain=shm_domain()
-        )
+        self.offer = transfer_pb2.TransportOffer(transport=transport, address=self._server.address, domain=shm_domain())
 
     def close(self) -> None:
         self._server.close()
@@ -86,11 +87,15 @@ class SocketPipe:
             self._socket.close()
             raise TransportUnavailableError(f"{address} is another user's")
         self._socket.settimeout(None)
+        # Of sending alone.
+        whole_s, rest_s = divmod(timeout_s, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIME.pack(int(whole_s), int(rest_s * 1e6)))
 
     def send(self, message: bytes) -> None:
-        # Frames are few enough to find room. What fails here ends what is received as well.
+        # Frames that name many pages fill the socket before there are too many. What fails here ends what is received
+        # as well.
         try:
-            self._socket.send(message, _SEND_FLAGS)
+            self._socket.send(message, socket.MSG_NOSIGNAL)
         except OSError:
             self.end()
 
@@ -114,22 +119,27 @@ class SocketPipe:
 class RingPayloads:
     """Raises OSError where there is no room for the ring."""
 
-    in_group = False
-
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
-        self.ring_name, self._ring = create_ring(capacity_bytes)
+        self._ring_name, self._ring = create_ring(capacity_bytes)
 
     def max_message_bytes(self, max_payload_bytes: int) -> int:
         # A message takes microseconds, and the receiver writes one frame while the next is read.
         return 0
 
     def put(self, frame: Frame, memory: PageMemory, block_ids: BlockIds, position: int) -> bytes:
-        checksum = memory.copy_out(frame.slot, block_ids, self._ring.view(position, frame.payload_bytes))
+        payload = self._ring.view(position, frame.payload_bytes)
+        checksum = memory.copy_out(frame.slot, block_ids, frame.heads, payload)
         return frame._replace(checksum=checksum).pack() + OFFSET.pack(position)
 
+    def announce(self, hello: transfer_pb2.StreamHello) -> None:
+        hello.ring_name, hello.ring_bytes = self._ring_name, self.capacity_bytes
+
     def settle(self) -> None:
-        unlink_ring(self.ring_name)
+        unlink_ring(self._ring_name)
+
+    def withdraw(self, reservation: int) -> None:
+        """They are copies."""
 
     def close(self) -> None:
         """The mapping goes with this."""

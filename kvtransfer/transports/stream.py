@@ -1,8 +1,8 @@
 """The sending end of the data plane's stream, which all transports between processes share.
 
 One stream carries all frames of a link: hello first, then messages of one or more frames; replies acknowledge them. The
-transports differ in the pipe that carries messages, and in how payloads pass: behind their headers, in a ring, or in a
-group of `torch.distributed`.
+transports differ in the pipe that carries messages, and in how payloads pass: behind their headers, in a ring, in a
+group of `torch.distributed`, or not at all, where the receiver reads the sender's pool.
 
 Threads: the link's thread calls; one thread reads replies.
 """
@@ -22,12 +22,11 @@ from baton.internal.v1 import transfer_pb2
 from kvtransfer.control import Aborts
 from kvtransfer.frame import Frame
 from kvtransfer.pages import BlockIds, PageMemory
-from kvtransfer.reservation import Answer
 from kvtransfer.ring import RingSpace
 from kvtransfer.session import CALL_MAGIC
-from kvtransfer.transports.base import TransportUnavailableError, WireEvents, WireSettings
+from kvtransfer.transports.base import Answer, TransportUnavailableError, WireEvents, WireSettings
 
-# Frames that may be under way, so that their messages and replies find room in any socket's buffers and nobody blocks.
+# Frames that may be under way, so that replies and short messages find room in any socket's buffers and nobody waits.
 MAX_FRAMES = 128
 
 
@@ -35,7 +34,7 @@ class Pipe(Protocol):
     """Whole messages to and from one receiver, in order."""
 
     def send(self, message: bytes) -> None:
-        """Never blocks. What a broken pipe does not take is lost; `receive` tells."""
+        """Waits for room, for a limited time. What a broken pipe does not take is lost; `receive` tells."""
 
     def receive(self) -> bytes:
         """Waits for a message; raises BatonError when no more will come."""
@@ -54,22 +53,20 @@ class Payloads(Protocol):
     def capacity_bytes(self) -> int:
         """How much may be under way."""
 
-    @property
-    def ring_name(self) -> str:
-        """The shared-memory file that payloads lie in; empty where there is none."""
-
-    @property
-    def in_group(self) -> bool:
-        """Whether they pass in a group."""
-
     def max_message_bytes(self, max_payload_bytes: int) -> int:
         """Largest message of several frames, given the largest payload of one; 0 where each frame goes at once."""
 
     def put(self, frame: Frame, memory: PageMemory, block_ids: BlockIds, position: int) -> bytes:
         """Takes the pages, to `position` of [0, capacity_bytes), and returns what goes into the message."""
 
+    def announce(self, hello: transfer_pb2.StreamHello) -> None:
+        """Says in the hello how they pass."""
+
     def settle(self) -> None:
         """The receiver has answered the hello, or never will."""
+
+    def withdraw(self, reservation: int) -> None:
+        """What was put for this reservation may change where it lies, if it lies there still."""
 
     def close(self) -> None:
         """Nothing will be put any more, and what was put need not arrive. Idempotent."""
@@ -102,6 +99,9 @@ class StreamWire:
         # Calls that wait for their answers.
         self._calls: dict[int, Callable[[transfer_pb2.CallAnswer], None]] = {}
         self._num_calls = 0
+        # Until the way can be gone, that it cannot is told by whoever connects; and what broke it, once it is broken.
+        self._is_connected = False
+        self._failure: BatonError | None = None
         self._closing = False
         # Frames of the message that is being filled: small ones may share one.
         self._message: list[bytes] = []
@@ -111,12 +111,12 @@ class StreamWire:
         hello = transfer_pb2.StreamHello(
             worker=settings.worker,
             epoch=settings.epoch,
+            rank=settings.rank,
             sender=settings.origin.sender,
             sender_epoch=settings.origin.epoch,
-            ring_name=payloads.ring_name,
-            ring_bytes=payloads.capacity_bytes if payloads.ring_name else 0,
-            group=payloads.in_group,
+            sender_rank=settings.origin.rank,
         )
+        payloads.announce(hello)
         # What the link's thread waits for: the answer to the hello, then those that it asks for, or why none will come.
         self._awaited: queue.SimpleQueue[transfer_pb2.StreamReply | transfer_pb2.CallAnswer | BatonError]
         self._awaited = queue.SimpleQueue()
@@ -151,6 +151,9 @@ class StreamWire:
         if self._message_bytes >= self._max_message_bytes or self._message_payload_bytes >= self.max_payload_bytes:
             self.flush()
 
+    def withdraw(self, reservation: int) -> None:
+        self._payloads.withdraw(reservation)
+
     def flush(self) -> None:
         if self._message:
             self._pipe.send(self._message[0] if len(self._message) == 1 else b"".join(self._message))
@@ -178,6 +181,15 @@ class StreamWire:
             call.id = self._num_calls
             self._calls[call.id] = answer
         self._pipe.send(CALL_MAGIC + call.SerializeToString())
+
+    def connected(self, settings: WireSettings) -> tuple[StreamWire, StreamControl]:
+        """The way can be gone: from here on `events` hears when it breaks. What `Transport.connect` is to return."""
+        with self._lock:
+            self._is_connected = True
+            error = self._failure
+        if error is not None:
+            self._events.broken(error)
+        return self, StreamControl(self, settings)
 
     def close(self) -> None:
         self._closing = True
@@ -238,7 +250,10 @@ class StreamWire:
                 self._acknowledge(self._receive())
         except BatonError as error:
             self._awaited.put(error)
-            if not self._closing:
+            with self._lock:
+                self._failure = error
+                is_told = self._is_connected and not self._closing
+            if is_told:
                 self._events.broken(error)
 
     def _receive(self) -> transfer_pb2.StreamReply:

@@ -135,15 +135,15 @@ class RandomRouter:
 
 @pytest.fixture(scope="module", params=["llama", "gemma3"])
 def pairs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pair, Pair]]:
-    """(cramped, roomy): pools in which requests get into each other's way, and one to compare with."""
+    """(cramped, roomy): pools in which requests get into each other's way and steps overlap, one to compare with."""
     model: pathlib.Path = make_checkpoint(request.param, tmp_path_factory.mktemp("models") / request.param)
     cramped = Pair(
         model,
         block_size=8,
         prefill_blocks=60 if request.param == "gemma3" else 24,
-        decode_blocks=130 if request.param == "gemma3" else 50,
+        decode_blocks=98 if request.param == "gemma3" else 50,
         prefill=PrefillConfig(max_batch_tokens=20),
-        decode=DecodeConfig(prefill_chunk_tokens=9, watermark=0.0),
+        decode=DecodeConfig(prefill_chunk_tokens=9, watermark=0.0, async_scheduling="on"),
     )
     roomy = Pair(model, block_size=8)
     yield cramped, roomy

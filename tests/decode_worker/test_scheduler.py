@@ -23,11 +23,12 @@ def sequence(
     priority: int = 0,
     choice: int = 0,
     num_blocks: int | None = None,
+    num_pending: int = 0,
     paused: bool = False,
 ) -> Sequence:
     blocks = -(-num_computed // BLOCK) if num_blocks is None else num_blocks
     ref = AttemptRef(name, 1)
-    return Sequence(ref, priority, arrival, num_tokens, num_computed, blocks, choice, paused)
+    return Sequence(ref, priority, arrival, num_tokens, num_computed, blocks, choice, num_pending, paused)
 
 
 def work(plan: Plan[Sequence]) -> list[tuple[str, int]]:
@@ -53,6 +54,11 @@ def test_a_rest_that_one_step_can_end_does_not_wait_behind_longer_ones() -> None
     assert work(plan_step([longer, long_too], 100, LIMITS)) == [("a", 6)]
     unimportant = sequence("d", 12, 8, arrival=1, priority=1)
     assert work(plan_step([longer, unimportant], 100, LIMITS)) == [("a", 6)]
+
+
+def test_a_token_that_only_the_device_knows_is_computed_like_any_other() -> None:
+    plan = plan_step([sequence("ahead", 9, 9, num_pending=1), sequence("through", 9, 9, arrival=1)], 100, LIMITS)
+    assert work(plan) == [("ahead", 1)]
 
 
 def test_a_paused_sequence_is_left_out_and_keeps_its_blocks() -> None:

@@ -79,12 +79,12 @@ class Worker:
         self.pid = process.pid
         self.socket = ours
 
-    async def begin(self, folder: pathlib.Path) -> str:
+    async def begin(self, folder: pathlib.Path, actor: str = ACTORS["prefill"]) -> str:
         """Orders the fake actor to start; returns the name in its report."""
         config = WorkerConfig.model_validate(
             {"role": "prefill", "name": "prefill-0", "epoch": 1, "model": {"path": str(folder)}}
         )
-        order = {"actor": ACTORS["prefill"], "config": config.model_dump(mode="json")}
+        order = {"actor": actor, "config": config.model_dump(mode="json")}
         self.socket.sendall(json.dumps(order).encode() + b"\n")
         return read_report("prefill-0", await asyncio.to_thread(self.socket.recv, 65536)).name
 
@@ -160,6 +160,31 @@ async def test_workers_outlive_their_fork_server_and_the_next_one_has_another(
             assert server_process([first, second], others).pid != dead.pid
             os.kill(first.pid, signal.SIGKILL)
             assert await first.process.wait() == -signal.SIGKILL
+
+
+@needs_forks
+async def test_what_a_worker_has_forked_ends_with_it_and_is_collected(fork: Fork, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "ranked.py").write_text(
+        f"""
+import os, signal
+from baton import tether
+from {FAKE} import FakeActor
+
+class Ranked(FakeActor):
+    def __init__(self, config_json):
+        super().__init__(config_json)
+        leader = os.getpid()
+        if not os.fork():
+            tether.tie(leader)
+            signal.pause()
+"""
+    )
+    async with launched(fork("ranked")) as worker:
+        await worker.begin(tmp_path, "ranked:Ranked")
+        (rank,) = psutil.Process(worker.pid).children()
+        os.kill(worker.pid, signal.SIGKILL)
+        assert await worker.process.wait() == -signal.SIGKILL
+        assert not rank.is_running()
 
 
 @needs_forks

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from baton.config import ServeConfig
-from deploy.placement import Node, Placed, Request, choose, describe_lack, fits, make_request
+from baton.config import CacheConfig, ModelConfig, ServeConfig, WorkerConfig
+from deploy.placement import Node, Placed, Request, choose, describe_lack, fits, limit_memory, make_request
 
 GPU = {"CPU": 8.0, "GPU": 2.0}
 
@@ -103,6 +103,16 @@ def test_a_worker_takes_a_gpu_where_the_model_runs_on_one(
     assert made.resources.get("GPU", 0) == gpus
 
 
+def test_a_worker_of_several_ranks_takes_a_gpu_and_a_cpu_for_each() -> None:
+    ranks = {"prefill": {"tensor_parallel_size": 2}, "decode": {"tensor_parallel_size": 4}}
+    settings = config(model={"device": "cuda"}).model_dump() | ranks
+    made = make_request(ServeConfig.model_validate(settings), "decode", [node("1", GPU)])
+    assert made.resources == {"CPU": 4, "GPU": 4}
+    settings["cluster"]["decode_placement"] = {"num_gpus": 1}
+    with pytest.raises(ValueError, match=r"decode_placement.num_gpus: 1 is not decode.tensor_parallel_size, 4"):
+        ServeConfig.model_validate(settings)
+
+
 def test_only_nodes_with_the_labels_count_for_the_gpus() -> None:
     nodes = [node("1", GPU, role="decode"), node("2", role="router")]
     made = make_request(config(cluster={"decode_placement": {"labels": {"role": "decode"}}}), "decode", nodes)
@@ -114,6 +124,19 @@ def test_what_is_set_is_what_is_taken() -> None:
     made = make_request(config(cluster={"prefill_placement": placement}), "prefill", [])
     assert made.resources == {"CPU": 4, "GPU": 0.5, "fast-disk": 1}
     assert made.pack
+
+
+@pytest.mark.parametrize(("gpus", "share"), [(0, 0.8), (0.25, 0.2), (1, 0.8), (2, 0.8)])
+def test_a_share_of_a_gpu_is_one_of_its_memory(gpus: float, share: float) -> None:
+    worker = WorkerConfig(
+        role="decode",
+        name="decode-0",
+        epoch=1,
+        model=ModelConfig(path="m"),
+        cache=CacheConfig(gpu_memory_utilization=0.8),
+    )
+    limited = limit_memory(worker, request(GPU=gpus))
+    assert limited.cache.gpu_memory_utilization == pytest.approx(share)
 
 
 def test_a_lack_names_what_is_wanted_and_what_nodes_offer() -> None:

@@ -95,6 +95,15 @@ def test_what_only_the_worker_can_know_is_left_to_it(checkpoint: pathlib.Path, c
     preflight.check_pool(ServeConfig(model=model, cache=CacheConfig(kv_cache_bytes=1)))
 
 
+def test_heads_that_the_ranks_cannot_share_are_refused(checkpoint: pathlib.Path) -> None:
+    (checkpoint / "config.json").write_text(json.dumps(LLAMA))
+    values = {"model": {"path": str(checkpoint)}, "decode": {"tensor_parallel_size": 4}}
+    problem = "decode.tensor_parallel_size 4: does not divide the model's num_key_value_heads, 2"
+    with pytest.raises(StartError, match=problem):
+        preflight.check_ranks(ServeConfig.model_validate(values))
+    preflight.check_ranks(ServeConfig.model_validate({**values, "decode": {"tensor_parallel_size": 2}}))
+
+
 def test_tracing_that_is_not_understood_is_refused() -> None:
     with pytest.raises(StartError, match="OTEL_TRACES_EXPORTER jaeger: must be"):
         preflight.check_tracing({"OTEL_TRACES_EXPORTER": "jaeger"})

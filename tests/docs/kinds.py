@@ -66,6 +66,15 @@ def bench(words: list[str], workplace: Workplace) -> None:
         parse_server(server, peer_python=values.get("peer_python"))
 
 
+def gpu_bench(words: list[str], workplace: Workplace) -> None:
+    """The benchmark of GPUs has these flags."""
+    # Not before the tests of kernels have decided how Triton runs them.
+    from bench.gpu.__main__ import command
+
+    _, (_, _, _, *flags) = split_environment(words)
+    command.make_parser(click.Context(command)).parse_args(flags)
+
+
 def make(words: list[str], workplace: Workplace) -> None:
     """The targets exist. `.ci/run` runs check and test; `make run` is what tests/deploy/test_tour.py runs."""
     makefile = (REPOSITORY / "Makefile").read_text()
@@ -162,6 +171,7 @@ KINDS: Sequence[tuple[str, Check | None]] = [
     (r"(\S*/)?baton serve\b(?!.*--(help|print-config))", serve),
     # These take minutes.
     (r"(\S*/)?baton bench (checkpoint|compare|engine|interference|kernels|router|startup|transfer)\b", bench),
+    (r"\S*python3? -m bench\.gpu\b", gpu_bench),
     (r"(\S*/)?baton (serve|generate|status|chat|completion|bench|--version|--help)\b", None),
     (r"(curl|openssl|echo|export|mkdir|cat|ls|promtool) ", None),
     (r"\S*python3? (examples/|-m baton\.|\.ci/grpc_reference\.py$)", None),

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from baton.config import ModelConfig
-from engine.attention import make_backend
+from engine.attention import AttentionBackend, make_backend
 from engine.batch import BatchItem
 from engine.model_loader import LoadedModel, load_model
 from engine.model_runner import ModelRunner
@@ -19,12 +19,30 @@ from engine.model_runner import ModelRunner
 class PagedModel:
     """Runs sequences in chunks over a pool that is NaN wherever nothing was written."""
 
-    def __init__(self, path: pathlib.Path, backend: str, block_size: int, num_blocks: int = 200, **model: Any) -> None:
-        loaded = load_model(ModelConfig(path=str(path), **model))
-        self.model: LoadedModel = loaded.fuse() if backend == "cpu" else loaded
+    def __init__(
+        self,
+        path: pathlib.Path,
+        backend: str,
+        block_size: int,
+        num_blocks: int = 200,
+        *,
+        batch_invariant: bool = False,
+        **model: Any,
+    ) -> None:
+        """`backend` may be "triton" without a GPU where tests have its kernels interpreted."""
+        on_gpu = backend == "triton" and torch.cuda.is_available()
+        loaded = load_model(ModelConfig(path=str(path), device="cuda" if on_gpu else "cpu", **model))
+        self.model: LoadedModel = loaded.fuse(backend, batch_invariant=batch_invariant)
         self.layout = self.model.layout(block_size)
-        self.kv = torch.full(self.layout.pool_shape(num_blocks), float("nan"), dtype=self.layout.dtype)
-        self.runner = ModelRunner(self.model, self.layout, self.kv, make_backend(backend, self.model.device))
+        shape, device = self.layout.pool_shape(num_blocks), self.model.device
+        self.kv = torch.full(shape, float("nan"), dtype=self.layout.dtype, device=device)
+        if backend == "triton":
+            from engine.attention.triton import TritonAttention
+
+            attention: AttentionBackend = TritonAttention(batch_invariant=batch_invariant)
+        else:
+            attention = make_backend(backend, device)
+        self.runner = ModelRunner(self.model, self.layout, self.kv, attention)
         order = torch.randperm(num_blocks - 1, generator=torch.Generator().manual_seed(block_size)) + 1
         self._free = order.tolist()
 
@@ -33,12 +51,16 @@ class PagedModel:
         count = self.layout.num_blocks(num_tokens)
         return [[self._free.pop() for _ in range(count)] for _ in self.layout.groups]
 
+    def spoil(self, block_ids: Sequence[int]) -> None:
+        """Fill blocks with NaN."""
+        self.kv[:, list(block_ids)] = float("nan")
+
     def free_passed(self, tables: list[list[int]], computed: int) -> None:
         """Give back, poison and forget the blocks that the windows have passed once `computed` tokens are."""
         for group, row in zip(self.layout.groups, tables, strict=True):
             for ordinal in range(group.first_visible(computed) // self.layout.block_size):
                 if row[ordinal]:
-                    self.kv[:, row[ordinal]] = float("nan")
+                    self.spoil([row[ordinal]])
                     self._free.insert(0, row[ordinal])
                     row[ordinal] = 0
 
@@ -56,7 +78,7 @@ class PagedModel:
                 if step * size < len(prompt)
             }
             items = [BatchItem(part, step * chunks[i], tables[i], len(part)) for i, part in parts.items()]
-            out = self.runner.execute(items, on_layer)
+            out = self.runner.execute(items, on_layer).cpu()
             for index, part in parts.items():
                 rows[index].append(out[: len(part)])
                 out = out[len(part) :]

@@ -163,6 +163,8 @@ def test_auto_is_the_fastest_backend_of_the_device() -> None:
     assert resolve_backend("auto", CPU) == "cpu"
     assert resolve_backend("auto", torch.device("cuda")) == "triton"
     assert resolve_backend("auto", torch.device("mps")) == "reference"
+    assert resolve_backend("auto", torch.device("cuda"), head_dim=256) == "triton"
+    assert resolve_backend("auto", torch.device("cuda"), head_dim=512) == "reference"
 
 
 def test_unknown_and_unfit_backends_are_refused() -> None:
@@ -172,16 +174,20 @@ def test_unknown_and_unfit_backends_are_refused() -> None:
         resolve_backend("cpu", torch.device("cuda"))
     with pytest.raises(ValueError, match="'triton' cannot run on device cpu"):
         resolve_backend("triton", CPU)
+    with pytest.raises(ValueError, match="'triton' has kernels for heads of at most 256 dimensions, not 512"):
+        resolve_backend("triton", torch.device("cuda"), head_dim=512)
 
 
 _THREADED = """
 import threading, torch
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 from engine.attention import make_backend
 from tests.engine.paged_batches import PagedBatch, Shape
 batch = PagedBatch(Shape(), [(30, 1), (0, 300), (5, 40)])
 expected = batch.expected()
-failures = []
+batch.run(make_backend("cpu", torch.device("cpu")))
+failures = [] if torch.get_num_threads() == 1 else ["numba's threads became torch's"]
+torch.set_num_threads(2)
 def serve():
     backend = make_backend("cpu", torch.device("cpu"))
     own = PagedBatch(Shape(), batch.sequences)

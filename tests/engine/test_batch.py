@@ -13,7 +13,7 @@ LAYOUT = KVLayout((KVGroup((0,)), KVGroup((1,), 6)), 1, 4, 4, torch.float32)
 
 
 def build(*items: BatchItem) -> Batch:
-    return build_batch(items, LAYOUT, torch.device("cpu"))
+    return build_batch(items, LAYOUT)
 
 
 def test_flattens_chunks_and_decodes() -> None:
@@ -28,15 +28,16 @@ def test_flattens_chunks_and_decodes() -> None:
     assert batch.seq_lens.tolist() == [9, 4, 2]
     assert batch.logit_rows.tolist() == [1, 2, 3]
     assert (batch.max_query_len, batch.max_seq_len) == (3, 9)
-    full, sliding = batch.groups
-    assert full.block_tables.tolist() == [[3, 5, 7], [9, 0, 0], [4, 0, 0]]
-    assert full.slot_mapping.tolist() == [5 * 4 + 2, 5 * 4 + 3, 7 * 4, 9 * 4 + 3, 4 * 4, 4 * 4 + 1]
-    assert sliding.block_tables.tolist() == [[0, 6, 8], [2, 0, 0], [1, 0, 0]]
-    assert sliding.slot_mapping.tolist() == [6 * 4 + 2, 6 * 4 + 3, 8 * 4, 2 * 4 + 3, 4, 5]
+    full, sliding = batch.tables
+    assert full.tolist() == [[3, 5, 7], [9, 0, 0], [4, 0, 0]]
+    assert sliding.tolist() == [[0, 6, 8], [2, 0, 0], [1, 0, 0]]
+    full_slots, sliding_slots = batch.slots
+    assert full_slots.tolist() == [5 * 4 + 2, 5 * 4 + 3, 7 * 4, 9 * 4 + 3, 4 * 4, 4 * 4 + 1]
+    assert sliding_slots.tolist() == [6 * 4 + 2, 6 * 4 + 3, 8 * 4, 2 * 4 + 3, 4, 5]
 
 
 def test_has_the_types_that_kernels_expect() -> None:
-    batch = build(BatchItem([1], 0, [[1], [2]]))
+    batch = build(BatchItem([1], 0, [[1], [2]])).on(torch.device("cpu"))
     assert batch.token_ids.dtype == batch.positions.dtype == batch.logit_rows.dtype == torch.int64
     assert batch.cu_seqlens_q.dtype == batch.seq_lens.dtype == torch.int32
     assert batch.groups[0].block_tables.dtype == torch.int32

@@ -113,6 +113,17 @@ class TestCores:
         decode.close()
         prefill.close()
 
+    def test_a_worker_that_borrows_nothing_is_minded_all_the_same(self) -> None:
+        lender, borrower = Cores(1, 1), Cores(1, 2)
+        lender.take()
+        borrower.take()
+        assert torch.get_num_threads() == 1
+        lender.rest()
+        borrower.take()
+        assert torch.get_num_threads() == 2
+        lender.close()
+        borrower.close()
+
     def test_nothing_is_borrowed_unasked(self, path: pathlib.Path) -> None:
         alone = Cores(1, 0)
         alone.take()

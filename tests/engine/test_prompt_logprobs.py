@@ -77,7 +77,7 @@ def test_only_a_scored_prompt_needs_logits_of_every_position() -> None:
 def test_rows_are_read_a_bounded_number_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(9, 50, generator=torch.Generator().manual_seed(0))
     whole = score_chunk(spec_of(list(range(10)), 2), 0, logits)
-    monkeypatch.setattr("engine.prompt_logprobs._MAX_CELLS", 120)
+    monkeypatch.setattr("engine.prompt_logprobs.MAX_CELLS", 120)
     assert score_chunk(spec_of(list(range(10)), 2), 0, logits) == whole
 
 

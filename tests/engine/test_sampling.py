@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.requests import SamplingParams
-from engine import choosing_cpu, choosing_torch
+from engine import choosing_cpu
 from engine.philox import uniforms
 from engine.sampling import SamplingState, ranked, sample
+from tests.engine import choosing_torch
 
 
 @pytest.fixture(scope="module", autouse=True, params=[choosing_cpu, choosing_torch], ids=["cpu", "torch"])
@@ -311,7 +312,9 @@ class TestRandomness:
     @pytest.mark.parametrize("changes", [{}, {"top_k": 6}], ids=str)
     @pytest.mark.parametrize(("number", "token_id"), [(0.0, 1), (1 - 2.0**-53, 4)])
     def test_the_ends_of_the_range_draw_tokens_that_are_possible(self, monkeypatch, changes, number, token_id):
-        monkeypatch.setattr("engine.sampling.uniforms", lambda seeds, streams, positions: np.full(len(seeds), number))
+        monkeypatch.setattr(
+            "engine.choosing_cpu.uniforms", lambda seeds, streams, positions: np.full(len(seeds), number)
+        )
         state = state_of(dataclasses.replace(DEFAULT, min_tokens=1, stop_token_ids=(0, 5), **changes))
         assert sample(random_logits(1, 6), [state]).token_ids == [token_id]
 

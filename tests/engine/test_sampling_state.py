@@ -41,7 +41,8 @@ def test_counts_are_those_of_the_output_over_the_tokens_of_prompt_and_output(pro
 )
 def test_only_greedy_choices_without_edits_are_plain(changes, plain):
     params = SamplingParams(**{"max_tokens": 9, "temperature": 0.0, **changes})
-    assert SamplingState(params, [5]).plain == plain
+    state = SamplingState(params, [5])
+    assert (state.greedy and not state.is_edited) == plain
 
 
 def test_endings_are_masked_until_min_tokens_are_there():
@@ -51,5 +52,5 @@ def test_endings_are_masked_until_min_tokens_are_there():
         masked.append(state.masks_endings)
         state.append(token_id)
     assert masked == [True, True, False]
-    assert state.plain
+    assert not state.is_edited
     assert state.position == 3

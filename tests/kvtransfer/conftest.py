@@ -12,7 +12,7 @@ import pytest
 
 from baton.config import TransferConfig
 from kvtransfer.ring import SHM_DIR
-from kvtransfer.transports import TRANSPORTS
+from kvtransfer.transports import TRANSPORTS, cuda_ipc
 from tests.kvtransfer.frames import CONFIG, GatedMemory
 from tests.kvtransfer.grpc_stream import Stream
 from tests.kvtransfer.sides import DecodeSide, PrefillSide, ref, small
@@ -43,10 +43,16 @@ def memory(decode: DecodeSide) -> GatedMemory:
 @pytest.fixture
 def stream(decode: DecodeSide) -> Iterator[Stream]:
     """To the receiver that the module's `decode` has, at the first address that it offers."""
-    with grpc.insecure_channel(decode.reserve(ref("probe")).offers[0].address) as channel:
+    with grpc.insecure_channel(decode.reserve(ref("probe")).shards[0].offers[0].address) as channel:
         stream = Stream(channel)
         yield stream
         stream.close()
+
+
+@pytest.fixture(autouse=True)
+def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no config tells how much is in a frame: as much as `small` does where it tells."""
+    monkeypatch.setattr(cuda_ipc, "MAX_HEADS", 4)
 
 
 @pytest.fixture(params=list(TRANSPORTS))

@@ -10,7 +10,7 @@ from baton.errors import UnavailableError
 from baton.internal.v1 import transfer_pb2
 from kvtransfer import transports
 from kvtransfer.frame import Frame
-from kvtransfer.pages import BlockIds, Bytes, PageMemory
+from kvtransfer.pages import BlockIds, Bytes, HeadRange, PageMemory
 from kvtransfer.transports.base import Control, Transport, Wire, WireEvents, WireSettings
 
 # Does with a frame whatever it likes, given the real wire.
@@ -19,14 +19,17 @@ Fault: TypeAlias = Callable[[Wire, Frame, PageMemory, BlockIds], None]
 Plan: TypeAlias = Callable[[Frame], Fault | None]
 
 
-class FlippingMemory(PageMemory):
+class FlippingMemory:
     """Flips the last bit of what is read, after its checksum was taken."""
 
     def __init__(self, memory: PageMemory) -> None:
+        self.num_slots, self.num_blocks = memory.num_slots, memory.num_blocks
+        self.page_bytes, self.heads, self.head_bytes = memory.page_bytes, memory.heads, memory.head_bytes
+        self.copy_in, self.mark = memory.copy_in, memory.mark
         self._memory = memory
 
-    def copy_out(self, slot: int, block_ids: BlockIds, out: Bytes) -> int:
-        checksum = self._memory.copy_out(slot, block_ids, out)
+    def copy_out(self, slot: int, block_ids: BlockIds, heads: HeadRange, out: Bytes) -> int:
+        checksum = self._memory.copy_out(slot, block_ids, heads, out)
         out[-1] ^= 1
         return checksum
 
@@ -81,6 +84,7 @@ class FaultyTransport:
 
     def __init__(self, real: Transport, plan: Plan) -> None:
         self.name = real.name  # type: ignore[misc]
+        self.carries = real.carries
         self.listen = real.listen
         self.reaches = real.reaches
         self._real = real
@@ -98,6 +102,7 @@ class FaultyWire:
         self.max_payload_bytes = real.max_payload_bytes
         self.has_room = real.has_room
         self.flush = real.flush
+        self.withdraw = real.withdraw
         self.close = real.close
         self._real = real
         self._plan = plan

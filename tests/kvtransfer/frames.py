@@ -14,8 +14,9 @@ from baton.errors import (
     BatonError,
 )
 from baton.internal.v1 import transfer_pb2
+from kvtransfer.arrival import HostCarrier
 from kvtransfer.frame import Frame
-from kvtransfer.pages import BlockIds, Bytes, PageMemory
+from kvtransfer.pages import BlockIds, Bytes, HeadRange, HostPages
 from kvtransfer.reservation import Origin
 from tests.kvtransfer.sides import HYBRID, WAIT_S, DecodeSide, ref
 
@@ -24,34 +25,39 @@ SENDER = Origin("prefill-0", 2)
 A, B = ref("a"), ref("b")
 
 
-class GatedMemory(PageMemory):
+class GatedMemory(HostPages):
     """Once shut, stops every copy-in between its check and its write until the gate opens."""
 
-    def __init__(self, pages: Bytes) -> None:
-        super().__init__(pages)
+    def __init__(self, pages: Bytes, heads: HeadRange) -> None:
+        super().__init__(pages, heads)
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Semaphore(0)
 
-    def copy_in(self, slot: int, block_ids: BlockIds, payload: Bytes) -> int:
+    def copy_in(self, slot: int, block_ids: BlockIds, heads: HeadRange, payload: Bytes) -> int:
         self.entered.release()
         assert self.gate.wait(WAIT_S)
-        return super().copy_in(slot, block_ids, payload)
+        return super().copy_in(slot, block_ids, heads, payload)
 
 
-def open_request(ticket: transfer_pb2.Ticket, origin: Origin = SENDER, **changes: Any) -> transfer_pb2.OpenRequest:
+def open_request(ticket: transfer_pb2.Ticket, **changes: Any) -> transfer_pb2.OpenRequest:
     fields: dict[str, Any] = {
         "ref": ticket.ref,
         "reservation": ticket.reservation,
         "layout": ticket.layout,
-        "transport": "grpc",
+        "first_head": 0,
+        "num_heads": ticket.layout.num_kv_heads,
     }
-    return transfer_pb2.OpenRequest(sender=origin.sender, sender_epoch=origin.epoch, **(fields | changes))
+    return transfer_pb2.OpenRequest(**(fields | changes))
+
+
+def let_in(decode: DecodeSide, ticket: transfer_pb2.Ticket, origin: Origin = SENDER, **changes: Any) -> None:
+    decode.receiver.open(open_request(ticket, **changes), origin)
 
 
 def opened(decode: DecodeSide, *blocks: tuple[int, int, list[int]], name: Any = A) -> transfer_pb2.Ticket:
     ticket = decode.reserve(name, *blocks)
-    decode.receiver.open(open_request(ticket))
+    let_in(decode, ticket)
     return ticket
 
 
@@ -68,6 +74,8 @@ def frame_of(
         seq=seq,
         group=group,
         slot=slot,
+        first_head=0,
+        num_heads=HYBRID.num_kv_heads,
         first_block=first_block,
         num_blocks=len(payload) // HYBRID.page_bytes,
         payload_bytes=len(payload),
@@ -76,7 +84,8 @@ def frame_of(
 
 
 def write(decode: DecodeSide, frame: Frame, payload: Bytes, origin: Origin = SENDER) -> BatonError | None:
-    return decode.receiver.write(frame, payload, origin, "grpc")
+    (refusal,) = decode.receiver.write([(frame, payload)], origin, HostCarrier("grpc"))
+    return refusal
 
 
 def fill(decode: DecodeSide, ticket: transfer_pb2.Ticket) -> int:
@@ -92,18 +101,9 @@ def fill(decode: DecodeSide, ticket: transfer_pb2.Ticket) -> int:
     return seq
 
 
-class Answers(list[BatonError | None]):
-    """The answers of one Commit."""
-
-    def __call__(self, error: BatonError | None) -> None:
-        self.append(error)
-
-
-def commit(decode: DecodeSide, ticket: transfer_pb2.Ticket, num_frames: int) -> Answers:
-    answers = Answers()
+def commit(decode: DecodeSide, ticket: transfer_pb2.Ticket, num_frames: int, origin: Origin = SENDER) -> None:
     request = transfer_pb2.CommitRequest(ref=ticket.ref, reservation=ticket.reservation, num_frames=num_frames)
-    decode.receiver.commit(request, answers)
-    return answers
+    decode.receiver.commit(request, origin)
 
 
 def abort(decode: DecodeSide, ticket: transfer_pb2.Ticket, reason: str = "why not") -> None:

@@ -19,15 +19,20 @@ from baton.metrics import TransferMetrics
 from baton.requests import AttemptRef
 from engine.kv.layout import KVGroup, KVLayout
 from kvtransfer import transports
-from kvtransfer.pages import PageMemory
+from kvtransfer.leading_receiver import LeadingReceiver
+from kvtransfer.pages import HeadRange, HostPages, PageMemory
 from kvtransfer.push import Push
 from kvtransfer.receiver import Receiver
 from kvtransfer.sender import Sender
 from kvtransfer.service import KVTransferService
 from kvtransfer.ticket import layout_fingerprint
 from kvtransfer.transports.base import Transport
+from tests.kvtransfer.host_device import HostDevice, device_pages
 
 WAIT_S = 20.0
+
+# Transports whose payloads pass through memory of the host.
+BUFFERED = tuple(name for name in transports.TRANSPORTS if name != "cuda_ipc")
 
 # A full group with three layers and a sliding one with two; a page has 256 bytes.
 HYBRID = KVLayout(
@@ -95,7 +100,7 @@ class Recorder:
 class ControlServer:
     """A grpc.aio server with the KVTransfer service, on an event loop in a thread of its own."""
 
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, receiver: LeadingReceiver) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="control-server")
         self._thread.start()
@@ -109,7 +114,7 @@ class ControlServer:
         self._thread.join()
         self._loop.close()
 
-    async def _start(self, receiver: Receiver) -> None:
+    async def _start(self, receiver: LeadingReceiver) -> None:
         self._server = grpc.aio.server()
         transfer_pb2_grpc.add_KVTransferServicer_to_server(KVTransferService(receiver), self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -117,6 +122,23 @@ class ControlServer:
 
     def _run(self, coroutine: Any) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(WAIT_S)
+
+
+def is_on_device(config: TransferConfig, on_device: bool | None) -> bool:
+    """Whether a pool lies on the tests' device: if a transport wants one, unless a test says."""
+    return "cuda_ipc" in config.transports if on_device is None else on_device
+
+
+def pool_of(
+    pages: np.ndarray, heads: HeadRange, make_memory: Callable[[np.ndarray, HeadRange], PageMemory], on_device: bool
+) -> tuple[np.ndarray, PageMemory]:
+    """A pool of this content."""
+    if on_device:
+        device = HostDevice()
+        shared = device.share(pages)
+        return shared, device_pages(shared, heads, device)
+    copy = pages.copy()
+    return copy, make_memory(copy, heads)
 
 
 class DecodeSide:
@@ -130,33 +152,30 @@ class DecodeSide:
         *,
         worker: str = "decode-0",
         epoch: int = 1,
-        make_memory: Callable[[np.ndarray], PageMemory] = PageMemory,
+        make_memory: Callable[[np.ndarray, HeadRange], PageMemory] = HostPages,
+        on_device: bool | None = None,
         model: str = "model",
     ) -> None:
         self.layout = layout
-        self.pages = random_pages(layout, num_blocks, seed=1)
-        self.before = self.pages.copy()
-        self.memory = make_memory(self.pages)
+        self.before = random_pages(layout, num_blocks, seed=1)
+        heads = HeadRange(0, layout.num_kv_heads)
+        self.pages, self.memory = pool_of(self.before, heads, make_memory, is_on_device(config, on_device))
         self.events = Recorder()
         self.registry = CollectorRegistry()
+        fingerprint = layout_fingerprint(layout, model=model)
+        self.leader = LeadingReceiver(fingerprint, worker, epoch, config, self.events)
         self.receiver = Receiver(
-            self.memory,
-            layout,
-            layout_fingerprint(layout, model=model),
-            worker,
-            epoch,
-            config,
-            TransferMetrics(self.registry),
-            self.events,
+            self.memory, layout, fingerprint, worker, epoch, config, TransferMetrics(self.registry), self.leader
         )
-        self._control = ControlServer(self.receiver)
-        self.receiver.listen("127.0.0.1", self._control.address)
+        self._control = ControlServer(self.leader)
+        self.receiver.listen("127.0.0.1")
+        self.leader.lead([self.receiver], self._control.address)
 
     def reserve(
         self, ref: AttemptRef, *blocks: tuple[int, int, Sequence[int]], num_blocks: int = 16
     ) -> transfer_pb2.Ticket:
         """Reserves (group, first_block, block_ids) for a prompt of `num_blocks` blocks."""
-        return self.receiver.reserve(ref, num_blocks * self.layout.block_size, 0, blocks)
+        return self.leader.reserve(ref, num_blocks * self.layout.block_size, 0, blocks)
 
     def close(self) -> None:
         self.receiver.close()
@@ -175,13 +194,17 @@ class PrefillSide:
         worker: str = "prefill-0",
         epoch: int = 2,
         load: Callable[[str], Transport] = transports.load,
+        make_memory: Callable[[np.ndarray, HeadRange], PageMemory] = HostPages,
+        on_device: bool | None = None,
         model: str = "model",
     ) -> None:
         self.layout = layout
-        self.pages = random_pages(layout, num_blocks, seed=2)
+        heads = HeadRange(0, layout.num_kv_heads)
+        pages = random_pages(layout, num_blocks, seed=2)
+        self.pages, self.memory = pool_of(pages, heads, make_memory, is_on_device(config, on_device))
         self.registry = CollectorRegistry()
         self.sender = Sender(
-            PageMemory(self.pages),
+            self.memory,
             layout,
             layout_fingerprint(layout, model=model),
             worker,

@@ -13,7 +13,7 @@ from baton.errors import (
     TransferError,
 )
 from kvtransfer.reservation import Origin
-from tests.kvtransfer.frames import CONFIG, A, commit, fill, frame_of, open_request, opened, payload_of, write
+from tests.kvtransfer.frames import CONFIG, A, commit, fill, frame_of, let_in, opened, payload_of, write
 from tests.kvtransfer.sides import DecodeSide, sample
 
 
@@ -29,22 +29,23 @@ def test_frames_of_another_sender_or_before_open_are_stale_and_do_no_harm(decode
     payload = payload_of(1)
     frame = frame_of(ticket, 0, 1, 0, 0, payload)
     assert isinstance(write(decode, frame, payload), StaleAttemptError)
-    decode.receiver.open(open_request(ticket))
+    let_in(decode, ticket)
     assert isinstance(write(decode, frame, payload, Origin("prefill-0", 1)), StaleAttemptError)
     np.testing.assert_array_equal(decode.pages, decode.before)
-    assert commit(decode, ticket, fill(decode, ticket)) == [None]
+    commit(decode, ticket, fill(decode, ticket))
 
 
 def test_a_corrupt_frame_ends_the_transfer(decode: DecodeSide) -> None:
     ticket = opened(decode, (1, 0, [5]))
-    answers = commit(decode, ticket, 2)
     payload = payload_of(1)
     frame = frame_of(ticket, 0, 1, 0, 0, payload)
     payload[17] ^= 64
     refusal = write(decode, frame, payload)
     assert isinstance(refusal, TransferError)
     assert "corrupt" in refusal.message
-    assert answers == [refusal]
+    with pytest.raises(TransferError) as raised:
+        commit(decode, ticket, 2)
+    assert raised.value is refusal
     assert decode.events.of(A) == ["aborted"]
     assert sample(decode.registry, "baton_kv_transfer_failures_total", reason="checksum") == 1
     assert sample(decode.registry, "baton_kv_received_bytes_total", transport="grpc") == 0
@@ -84,7 +85,7 @@ def test_a_frame_that_was_not_asked_for_is_not_written(
 
 def test_a_duplicate_after_the_commit_is_stale_and_changes_nothing(decode: DecodeSide) -> None:
     ticket = opened(decode, (1, 0, [5]))
-    assert commit(decode, ticket, fill(decode, ticket)) == [None]
+    commit(decode, ticket, fill(decode, ticket))
     committed = decode.pages.copy()
     payload = payload_of(1, seed=8)
     assert isinstance(write(decode, frame_of(ticket, 0, 1, 0, 0, payload), payload), StaleAttemptError)

@@ -22,7 +22,7 @@ from tests.kvtransfer.frames import (
     fill,
     frame_of,
     in_thread,
-    open_request,
+    let_in,
     opened,
     payload_of,
     write,
@@ -31,25 +31,27 @@ from tests.kvtransfer.sides import HYBRID, WAIT_S, DecodeSide, ref
 
 
 def test_a_ticket_says_all_that_a_sender_needs(decode: DecodeSide) -> None:
-    ticket = decode.receiver.reserve(A, 75, 16, [(0, 2, [9, 4, 5]), (1, 8, [6, 7])])
+    ticket = decode.leader.reserve(A, 75, 16, [(0, 2, [9, 4, 5]), (1, 8, [6, 7])])
     assert wire.ref_from_wire(ticket.ref) == A
     assert (ticket.worker, ticket.epoch, ticket.num_tokens, ticket.cached_tokens) == ("decode-0", 1, 75, 16)
     assert [(r.group, r.first_block, r.num_blocks) for r in ticket.ranges] == [(0, 2, 3), (1, 8, 2)]
     assert ticket.layout == layout_fingerprint(HYBRID, model="model")
-    assert [offer.transport for offer in ticket.offers] == ["grpc"]
+    (shard,) = ticket.shards
+    assert (shard.first_head, shard.num_heads) == (0, HYBRID.num_kv_heads)
+    assert [offer.transport for offer in shard.offers] == ["grpc"]
     assert ticket.lease_ms == 15_000
     assert ticket.control_address
 
 
 def test_one_sender_incarnation_is_let_in(decode: DecodeSide) -> None:
     ticket = opened(decode, (1, 0, [5]))
-    decode.receiver.open(open_request(ticket))
+    let_in(decode, ticket)
     for other in (Origin("prefill-1", 2), Origin("prefill-0", 3)):
         with pytest.raises(StaleAttemptError, match="open for prefill-0"):
-            decode.receiver.open(open_request(ticket, other))
+            let_in(decode, ticket, other)
     fill(decode, ticket)
     with pytest.raises(StaleAttemptError):
-        decode.receiver.open(open_request(ticket))
+        let_in(decode, ticket)
 
 
 def test_open_names_reservation_and_attempt(decode: DecodeSide) -> None:
@@ -60,33 +62,30 @@ def test_open_names_reservation_and_attempt(decode: DecodeSide) -> None:
         {"reservation": ticket.reservation + 1},
     ):
         with pytest.raises(StaleAttemptError):
-            decode.receiver.open(open_request(ticket, **wrong))
-    decode.receiver.open(open_request(ticket))
+            let_in(decode, ticket, **wrong)
+    let_in(decode, ticket)
 
 
 def test_a_different_layout_is_refused_by_name(decode: DecodeSide) -> None:
     ticket = decode.reserve(A, (1, 0, [5]))
     other = layout_fingerprint(HYBRID, model="another")
     with pytest.raises(LayoutMismatchError, match="model is 'model' here and 'another' at the peer"):
-        decode.receiver.open(open_request(ticket, layout=other))
+        let_in(decode, ticket, layout=other)
 
 
-def test_a_commit_waits_for_the_last_frame(decode: DecodeSide, memory: GatedMemory) -> None:
+def test_a_commit_does_not_wait_for_what_has_not_arrived(decode: DecodeSide, memory: GatedMemory) -> None:
     ticket = opened(decode, (1, 0, [5]))
     payload = payload_of(1)
     assert write(decode, frame_of(ticket, 0, 1, 0, 0, payload), payload) is None
-    answers = commit(decode, ticket, 2)
     memory.gate.clear()
     assert memory.entered.acquire(timeout=WAIT_S)
     writer = in_thread(lambda: write(decode, frame_of(ticket, 1, 1, 1, 0, payload), payload))
     assert memory.entered.acquire(timeout=WAIT_S)
-    assert answers == []
-    assert decode.events.of(A) == []
-
+    with pytest.raises(TransferError, match="committed 2 frames; 1 arrived and 1 pages are missing"):
+        commit(decode, ticket, 2)
     memory.gate.set()
     writer.join()
-    assert answers == [None]
-    assert decode.events.of(A) == ["committed"]
+    assert decode.events.of(A) == ["aborted"]
 
 
 def test_a_commit_before_open_is_stale(decode: DecodeSide) -> None:
@@ -96,11 +95,7 @@ def test_a_commit_before_open_is_stale(decode: DecodeSide) -> None:
 
 def test_a_second_commit_is_stale(decode: DecodeSide) -> None:
     ticket = opened(decode, (1, 0, [5]))
-    waiting = commit(decode, ticket, 2)
-    with pytest.raises(StaleAttemptError):
-        commit(decode, ticket, 2)
-    fill(decode, ticket)
-    assert waiting == [None]
+    commit(decode, ticket, fill(decode, ticket))
     with pytest.raises(StaleAttemptError):
         commit(decode, ticket, 2)
 
@@ -108,7 +103,7 @@ def test_a_second_commit_is_stale(decode: DecodeSide) -> None:
 def test_a_commit_after_the_release_is_stale(decode: DecodeSide) -> None:
     ticket = opened(decode, (1, 0, [5]))
     num_frames = fill(decode, ticket)
-    decode.receiver.release(A)
+    decode.leader.release(A)
     with pytest.raises(StaleAttemptError):
         commit(decode, ticket, num_frames)
     assert decode.events.of(A) == ["released"]
@@ -117,8 +112,8 @@ def test_a_commit_after_the_release_is_stale(decode: DecodeSide) -> None:
 def test_a_commit_of_fewer_frames_than_came_fails(decode: DecodeSide) -> None:
     ticket = opened(decode, (1, 0, [5]))
     fill(decode, ticket)
-    (error,) = commit(decode, ticket, 1)
-    assert isinstance(error, TransferError)
+    with pytest.raises(TransferError, match="committed 1 frames; 2 arrived"):
+        commit(decode, ticket, 1)
     assert decode.events.of(A) == ["aborted"]
 
 
@@ -132,14 +127,13 @@ def test_a_commit_of_a_failed_transfer_says_what_failed(decode: DecodeSide) -> N
 
 def test_abort_is_told_once(decode: DecodeSide) -> None:
     ticket = opened(decode, (1, 0, [5]))
-    answers = commit(decode, ticket, 2)
     abort(decode, ticket, "the scheduler changed its mind")
     abort(decode, ticket)
     assert decode.events.log == [("aborted", A)]
     assert decode.events.reasons[A] == "aborted: the scheduler changed its mind"
-    assert len(answers) == 1
-    assert isinstance(answers[0], TransferError)
-    decode.receiver.release(A)
+    with pytest.raises(TransferError, match="changed its mind"):
+        commit(decode, ticket, 2)
+    decode.leader.release(A)
     abort(decode, ticket)
     assert decode.events.of(A) == ["aborted", "released"]
 
@@ -149,25 +143,24 @@ def test_an_abort_may_come_before_open(decode: DecodeSide) -> None:
     abort(decode, ticket)
     assert decode.events.of(A) == ["aborted"]
     with pytest.raises(StaleAttemptError):
-        decode.receiver.open(open_request(ticket))
+        let_in(decode, ticket)
 
 
 def test_an_abort_after_the_commit_changes_nothing(decode: DecodeSide) -> None:
     ticket = opened(decode, (1, 0, [5]))
-    assert commit(decode, ticket, fill(decode, ticket)) == [None]
+    commit(decode, ticket, fill(decode, ticket))
     abort(decode, ticket)
     assert decode.events.of(A) == ["committed"]
 
 
-def test_closing_answers_waiting_commits_and_refuses_what_comes_later(decode: DecodeSide) -> None:
+def test_what_comes_after_closing_is_refused(decode: DecodeSide) -> None:
     ticket = opened(decode, (1, 0, [5]))
-    answers = commit(decode, ticket, 2)
     decode.receiver.close()
     decode.receiver.close()
-    assert len(answers) == 1
-    assert isinstance(answers[0], UnavailableError)
     payload = payload_of(1)
     assert isinstance(write(decode, frame_of(ticket, 0, 1, 0, 0, payload), payload), UnavailableError)
     with pytest.raises(UnavailableError):
-        decode.receiver.open(open_request(ticket))
+        let_in(decode, ticket)
+    with pytest.raises(UnavailableError):
+        commit(decode, ticket, 0)
     np.testing.assert_array_equal(decode.pages, decode.before)

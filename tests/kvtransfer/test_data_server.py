@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from baton.internal.v1 import transfer_pb2
+from kvtransfer.frame import HEADER_BYTES
 from kvtransfer.ring import create_ring, unlink_ring
 from kvtransfer.session import CALL_MAGIC
 from kvtransfer.sources import OFFSET
@@ -67,7 +68,7 @@ def test_open_frames_and_commit_go_one_way(decode: DecodeSide, stream: Stream) -
 def test_a_refused_frame_is_told_and_the_stream_goes_on(decode: DecodeSide, stream: Stream) -> None:
     stream.hello()
     over = opened(decode, (0, 0, [5, 6]))
-    decode.receiver.release(A)
+    decode.leader.release(A)
     ticket = opened(decode, (0, 0, [5, 6]), name=B)
     payload = payload_of(2)
     reply = stream.send(frame_of(over, 0, 0, 0, 0, payload).pack() + payload.tobytes())
@@ -78,7 +79,7 @@ def test_a_refused_frame_is_told_and_the_stream_goes_on(decode: DecodeSide, stre
     assert (reply.num_frames, len(reply.refusals)) == (2, 0)
 
 
-@pytest.mark.parametrize("changes", [{"worker": "decode-1"}, {"epoch": 2}])
+@pytest.mark.parametrize("changes", [{"worker": "decode-1"}, {"epoch": 2}, {"rank": 1}])
 def test_a_hello_to_another_incarnation_is_refused(stream: Stream, changes: dict[str, object]) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         stream.hello(**changes)
@@ -92,7 +93,7 @@ def test_a_stream_that_does_not_begin_with_a_hello_ends(stream: Stream) -> None:
     assert raised.value.code() is grpc.StatusCode.ABORTED
 
 
-@pytest.mark.parametrize("cut", [1, 40, 48, 100])
+@pytest.mark.parametrize("cut", [1, 40, HEADER_BYTES, 100])
 def test_a_message_that_is_cut_off_ends_the_stream_and_writes_nothing(
     decode: DecodeSide, stream: Stream, cut: int
 ) -> None:

@@ -8,7 +8,7 @@ from baton.errors import TransferError
 from kvtransfer.frame import HEADER_BYTES, Frame
 
 u16, u32, u64 = (st.integers(0, 2**bits - 1) for bits in (16, 32, 64))
-frames = st.builds(Frame, u64, u32, u32, u16, u16, u32, u32, u32, u64, st.booleans())
+frames = st.builds(Frame, u64, u32, u32, u16, u16, u16, u16, u32, u32, u32, u64, st.booleans())
 
 
 @given(frames, st.binary(max_size=20))

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from concurrent import futures
 
 import grpc
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 
 from baton.errors import UnavailableError
 from baton.internal.v1 import transfer_pb2
+from kvtransfer import group_source
+from kvtransfer.device_pages import DevicePages
 from kvtransfer.pair_group import RECEIVER, SENDER, LocalStore, PairGroup, RemoteStore, own_address
 from kvtransfer.session import CALL_MAGIC
-from tests.kvtransfer.frames import A, frame_of, opened, payload_of
+from tests.kvtransfer.frames import A, frame_of, in_thread, opened, payload_of
 from tests.kvtransfer.grpc_stream import Stream
-from tests.kvtransfer.sides import WAIT_S, DecodeSide, small
+from tests.kvtransfer.host_device import HostDevice, HostGroup
+from tests.kvtransfer.sides import WAIT_S, DecodeSide, PrefillSide, small
+
+MakeDecode = Callable[..., DecodeSide]
+MakePrefill = Callable[..., PrefillSide]
 
 HOST = "127.0.0.1"
 
@@ -64,6 +73,35 @@ def test_the_address_towards_a_peer_is_this_hosts_own() -> None:
     assert own_address("[::1]:80") == "::1"
 
 
+def test_a_torch_without_groups_has_all_other_transports(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("kvtransfer.pair_group", "kvtransfer.transports.collective"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "torch._C._distributed_c10d", None)
+    monkeypatch.delattr(torch._C, "_distributed_c10d")
+    monkeypatch.setattr(dist, "is_available", lambda: False)
+    side = DecodeSide(small("collective", "grpc"))
+    (shard,) = side.reserve(A).shards
+    assert [offer.transport for offer in shard.offers] == ["grpc"]
+    side.close()
+
+
+def ask_in_vain(stream: Stream) -> None:
+    with pytest.raises(grpc.RpcError):
+        stream.send(store_call(key="nobody's"))
+
+
+def test_a_receiver_that_closes_does_not_wait_for_a_sender_that_joins() -> None:
+    """It would for longer than a test may take."""
+    side = DecodeSide(small("collective", timeout_s=3600.0))
+    with grpc.insecure_channel(side.reserve(A).shards[0].offers[0].address) as channel:
+        stream = Stream(channel)
+        stream.hello(group=True)
+        asking = in_thread(lambda: ask_in_vain(stream))
+        side.close()
+        asking.join()
+        stream.close()
+
+
 @pytest.fixture
 def decode() -> Iterator[DecodeSide]:
     side = DecodeSide(small("collective", timeout_s=0.2))
@@ -106,3 +144,61 @@ def test_a_frame_whose_sender_never_joined_ends_the_stream(decode: DecodeSide, s
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
     np.testing.assert_array_equal(decode.pages, decode.before)
     assert decode.events.of(A) == []
+
+
+def test_a_receiver_that_cannot_join_ends_the_stream(
+    decode: DecodeSide, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def join(*arguments: object, **settings: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(group_source, "join_sender", join)
+    stream.hello(group=True)
+    with pytest.raises(grpc.RpcError, match="cannot join the group") as raised:
+        stream.send(frame_of(opened(decode, (0, 0, [5])), 0, 0, 0, 0, payload_of(1)).pack())
+    assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+# Between devices
+
+
+@pytest.mark.parametrize(
+    ("devices", "num_ends"), [(("GPU-a", "GPU-b"), 2), (("GPU-a", "GPU-a"), 0), (("", "GPU-b"), 0), (("GPU-a", ""), 0)]
+)
+def test_two_devices_have_a_group_of_their_own(
+    make_decode: MakeDecode, make_prefill: MakePrefill, devices: tuple[str, str], num_ends: int
+) -> None:
+    """All others pass their payloads through the hosts."""
+    prefill = make_prefill(small("collective"), on_device=devices[0] != "")
+    decode = make_decode(small("collective"), on_device=devices[1] != "")
+    for memory, uuid in zip((prefill.memory, decode.memory), devices, strict=True):
+        if isinstance(memory, DevicePages):
+            assert isinstance(memory.device, HostDevice)
+            memory.device.uuid = uuid
+    before = HostGroup.num_made
+    sending = prefill.open(decode.reserve(A, (0, 0, [9, 5, 6, 7, 8])))
+    sending.send_all(0, 0, [1, 2, 5, 4, 3])
+    sending.commit()
+    assert sending.outcome() is None
+    assert HostGroup.num_made - before == num_ends
+    np.testing.assert_array_equal(decode.pages[:, [9, 5, 6, 7, 8]], prefill.pages[:, [1, 2, 5, 4, 3]])
+
+
+def test_a_group_of_devices_that_breaks_fails_its_pushes(
+    make_decode: MakeDecode, make_prefill: MakePrefill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send_nothing(self: HostGroup, payload: torch.Tensor) -> None:
+        self.close()
+
+    monkeypatch.setattr(HostGroup, "send", send_nothing)
+    decode = make_decode(small("collective"), on_device=True)
+    prefill = make_prefill(small("collective"), on_device=True)
+    assert isinstance(prefill.memory, DevicePages)
+    prefill.memory.device.uuid = "GPU-a"
+    sending = prefill.open(decode.reserve(A, (0, 0, [5])))
+    sending.send_all(0, 0, [1])
+    sending.commit()
+    error = sending.outcome()
+    assert isinstance(error, UnavailableError)
+    assert "the other end is gone" in error.message
+    np.testing.assert_array_equal(decode.pages, decode.before)

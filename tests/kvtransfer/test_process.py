@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from baton.errors import StaleAttemptError
-from baton.internal.v1 import transfer_pb2
 from kvtransfer.ring import SHM_DIR
+from tests.kvtransfer.sending_process import order, sending_process
 from tests.kvtransfer.sides import HYBRID, DecodeSide, PrefillSide, random_pages, ref, small
 
 pytestmark = pytest.mark.clusters
@@ -25,45 +23,27 @@ SOURCE = [3, 4, 5, 6, 9, 8]
 TARGET = [20, 22, 21, 30, 31, 32]
 
 
-@pytest.fixture(params=["shm", "collective", "grpc"])
+@pytest.fixture(params=["cuda_ipc", "shm", "collective", "grpc"])
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
 def decode() -> Iterator[DecodeSide]:
-    side = DecodeSide(small("loopback", "shm", "collective", "grpc"))
+    side = DecodeSide(small("loopback", "cuda_ipc", "shm", "collective", "grpc"))
     yield side
     side.close()
 
 
 @pytest.fixture
 def child() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "tests.kvtransfer.sending_process"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with sending_process() as process:
         yield process
-        process.kill()
-
-
-def order(process: subprocess.Popen[str], ticket: transfer_pb2.Ticket, transport: str, hold_at: int | None) -> str:
-    """Tells the child what to send and reads what it prints."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    message = {
-        "ticket": ticket.SerializeToString().hex(),
-        "source": SOURCE,
-        # Loopback is first, and must not be taken.
-        "transports": ["loopback", transport],
-        "hold_at": hold_at,
-    }
-    process.stdin.write(json.dumps(message) + "\n")
-    process.stdin.flush()
-    return process.stdout.readline().strip()
 
 
 def test_blocks_travel_between_processes(decode: DecodeSide, child: subprocess.Popen[str], transport: str) -> None:
     ticket = decode.reserve(ref("a"), (0, 0, TARGET))
-    assert order(child, ticket, transport, hold_at=None) == f"None by {transport}"
+    assert order(child, ticket, SOURCE, transport) == f"None by {transport}"
     assert child.wait() == 0
     expected = decode.before.copy()
     expected[:, TARGET] = SOURCE_PAGES[:, SOURCE]
@@ -75,7 +55,7 @@ def test_a_killed_sender_leaves_nothing_and_harms_nothing(
     decode: DecodeSide, child: subprocess.Popen[str], transport: str
 ) -> None:
     ticket = decode.reserve(ref("a"), (0, 0, TARGET))
-    assert order(child, ticket, transport, hold_at=4) == "holding"
+    assert order(child, ticket, SOURCE, transport, hold_at=4) == "holding"
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
     assert list(SHM_DIR.glob(f"baton-kv-{child.pid}-*")) == []
@@ -84,7 +64,7 @@ def test_a_killed_sender_leaves_nothing_and_harms_nothing(
     assert decode.events.of(ref("a")) == []
     outside = np.setdiff1d(np.arange(64), TARGET)
     np.testing.assert_array_equal(decode.pages[:, outside], decode.before[:, outside])
-    decode.receiver.release(ref("a"))
+    decode.leader.release(ref("a"))
     decode.events.wait("released", ref("a"))
 
     successor = PrefillSide(small(transport), worker="prefill-child", epoch=10)

@@ -12,6 +12,7 @@ from baton.errors import (
     DuplicateRequestError,
     StaleAttemptError,
 )
+from kvtransfer.reservation import Reservation
 from tests.kvtransfer.frames import (
     CONFIG,
     A,
@@ -35,8 +36,8 @@ def test_a_release_during_copy_in_takes_effect_after_it(decode: DecodeSide, memo
     writer = in_thread(lambda: write(decode, frame_of(ticket, 0, 1, 0, 0, payload), payload))
     assert memory.entered.acquire(timeout=WAIT_S)
 
-    decode.receiver.release(A)
-    decode.receiver.release(A)
+    decode.leader.release(A)
+    decode.leader.release(A)
     assert decode.events.of(A) == []
     np.testing.assert_array_equal(decode.pages, decode.before)
 
@@ -44,6 +45,23 @@ def test_a_release_during_copy_in_takes_effect_after_it(decode: DecodeSide, memo
     writer.join()
     assert decode.events.of(A) == ["released"]
     assert decode.pages[0, 5].tobytes() == payload.tobytes()
+
+
+def test_a_copy_in_that_fails_lets_go_of_what_was_released_meanwhile(
+    decode: DecodeSide, memory: GatedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticket = opened(decode, (1, 0, [5]))
+    payload = payload_of(1)
+
+    def copy_in(*arguments: Any) -> int:
+        decode.leader.release(A)
+        assert decode.events.of(A) == []
+        raise MemoryError
+
+    monkeypatch.setattr(memory, "copy_in", copy_in)
+    with pytest.raises(MemoryError):
+        write(decode, frame_of(ticket, 0, 1, 0, 0, payload), payload)
+    assert decode.events.of(A) == ["released"]
 
 
 def test_a_release_waits_for_the_last_of_several_writers(decode: DecodeSide, memory: GatedMemory) -> None:
@@ -56,7 +74,7 @@ def test_a_release_waits_for_the_last_of_several_writers(decode: DecodeSide, mem
     ]
     for _ in writers:
         assert memory.entered.acquire(timeout=WAIT_S)
-    decode.receiver.release(A)
+    decode.leader.release(A)
     late = frame_of(ticket, 3, 1, 1, 0, payload)
     assert isinstance(write(decode, late, payload), StaleAttemptError)
     assert decode.events.of(A) == []
@@ -69,7 +87,7 @@ def test_a_release_waits_for_the_last_of_several_writers(decode: DecodeSide, mem
 
 def test_a_late_frame_leaves_the_blocks_of_their_new_owner_alone(decode: DecodeSide) -> None:
     old = opened(decode, (0, 0, [5, 6]))
-    decode.receiver.release(A)
+    decode.leader.release(A)
     decode.events.wait("released", A)
     new = opened(decode, (0, 0, [5, 6]), name=B)
     num_frames = fill(decode, new)
@@ -81,13 +99,13 @@ def test_a_late_frame_leaves_the_blocks_of_their_new_owner_alone(decode: DecodeS
     assert isinstance(refusal, StaleAttemptError)
     np.testing.assert_array_equal(decode.pages, owned)
     assert sample(decode.registry, "baton_kv_stale_frames_total") == 1
-    assert commit(decode, new, num_frames) == [None]
+    commit(decode, new, num_frames)
     assert decode.events.of(B) == ["committed"]
 
 
 def test_a_late_frame_of_an_earlier_attempt_leaves_the_later_one_alone(decode: DecodeSide) -> None:
     old = opened(decode, (0, 0, [5, 6]), name=ref("a", attempt=0))
-    decode.receiver.release(ref("a", attempt=0))
+    decode.leader.release(ref("a", attempt=0))
     new = opened(decode, (0, 0, [5, 6]), name=ref("a", attempt=1))
     assert new.reservation != old.reservation
     payload = payload_of(2)
@@ -98,15 +116,24 @@ def test_a_late_frame_of_an_earlier_attempt_leaves_the_later_one_alone(decode: D
     ):
         assert isinstance(write(decode, frame, payload), StaleAttemptError)
     np.testing.assert_array_equal(decode.pages, decode.before)
-    assert commit(decode, new, fill(decode, new)) == [None]
+    commit(decode, new, fill(decode, new))
 
 
-def test_a_release_beside_a_waiting_commit_fails_it(decode: DecodeSide) -> None:
+def test_a_release_that_overtakes_the_outcome_fails_the_commit(
+    decode: DecodeSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ticket = opened(decode, (1, 0, [5]))
-    answers = commit(decode, ticket, 2)
-    decode.receiver.release(A)
-    assert len(answers) == 1
-    assert isinstance(answers[0], StaleAttemptError)
+    num_frames = fill(decode, ticket)
+    tell = decode.receiver._advance
+
+    def release_first(reservation: Reservation) -> None:
+        monkeypatch.undo()
+        decode.leader.release(A)
+        tell(reservation)
+
+    monkeypatch.setattr(decode.receiver, "_advance", release_first)
+    with pytest.raises(StaleAttemptError, match="released before its commit"):
+        commit(decode, ticket, num_frames)
     assert decode.events.of(A) == ["released"]
 
 
@@ -117,22 +144,22 @@ def test_a_release_from_within_committed_comes_after_it(decode: DecodeSide, monk
     remember = decode.events.committed
 
     def committed(name: Any, first_tokens: Any) -> None:
-        decode.receiver.release(name)
+        decode.leader.release(name)
         seen.append(decode.events.of(name))
         remember(name, first_tokens)
 
     monkeypatch.setattr(decode.events, "committed", committed)
-    assert commit(decode, ticket, num_frames) == [None]
+    commit(decode, ticket, num_frames)
     assert seen == [[]]
     assert decode.events.of(A) == ["committed", "released"]
 
 
 def test_release_is_idempotent_and_unknown_refs_are_nothing(decode: DecodeSide) -> None:
-    decode.receiver.release(A)
+    decode.leader.release(A)
     opened(decode, (1, 0, [5]))
     assert sample(decode.registry, "baton_kv_reservations") == 1
-    decode.receiver.release(A)
-    decode.receiver.release(A)
+    decode.leader.release(A)
+    decode.leader.release(A)
     assert decode.events.log == [("released", A)]
     assert sample(decode.registry, "baton_kv_reservations") == 0
 
@@ -143,7 +170,7 @@ def test_a_ref_has_one_reservation_at_a_time_and_ids_are_never_reused(decode: De
         ids.add(decode.reserve(A).reservation)
         with pytest.raises(DuplicateRequestError):
             decode.reserve(A)
-        decode.receiver.release(A)
+        decode.leader.release(A)
     assert len(ids) == 3
 
 

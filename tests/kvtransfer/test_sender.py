@@ -25,14 +25,14 @@ from baton.errors import (
 )
 from baton.requests import AttemptRef
 from engine.kv.layout import KVGroup, KVLayout
-from kvtransfer import sources
+from kvtransfer import pair_group, sources
+from kvtransfer.group_source import GroupSource
 from kvtransfer.link import Link
 from kvtransfer.ring import SHM_DIR
-from kvtransfer.transports import collective
 from kvtransfer.transports.loopback import LoopbackControl
 from tests.kvtransfer import faults
 from tests.kvtransfer.faults import FaultyTransports
-from tests.kvtransfer.sides import HYBRID, WAIT_S, DecodeSide, PrefillSide, Sending, ref, sample, small
+from tests.kvtransfer.sides import BUFFERED, HYBRID, WAIT_S, DecodeSide, PrefillSide, Sending, ref, sample, small
 
 MakeDecode = Callable[..., DecodeSide]
 MakePrefill = Callable[..., PrefillSide]
@@ -83,13 +83,14 @@ def test_what_is_wrong_with_a_receiver_is_told_by_open_and_not_by_warming(
     sending = prefill.open(ticket)
     sending.commit()
     assert isinstance(sending.outcome(), UnavailableError)
-    del ticket.offers[:]
+    del ticket.shards[:]
     ticket.worker = "decode-1"
     prefill.sender.warm(ticket)
     with pytest.raises(InvalidRequestError):
         prefill.open(ticket)
 
 
+@pytest.mark.parametrize("transport", BUFFERED)
 def test_a_corrupt_frame_fails_its_push_and_no_other(
     config: TransferConfig, make_decode: MakeDecode, make_prefill: MakePrefill
 ) -> None:
@@ -149,7 +150,7 @@ def test_a_broken_stream_fails_all_pushes_of_the_link_and_the_next_has_a_new_one
     for name in (A, B):
         # The receiver hears of it over the control path, and does not wait for the lease.
         decode.events.wait("aborted", name)
-        decode.receiver.release(name)
+        decode.leader.release(name)
         decode.events.wait("released", name)
     healed.set()
     again = push_blocks(prefill, decode, C, [5, 6], [1, 2])
@@ -182,18 +183,18 @@ def test_a_delayed_frame_after_the_release_does_not_touch_the_new_owner(
     decode = make_decode(config)
     write = decode.receiver.write
 
-    def write_and_tell(*arguments: Any) -> BatonError | None:
-        refusal = write(*arguments)
-        if isinstance(refusal, StaleAttemptError):
+    def write_and_tell(*arguments: Any) -> list[BatonError | None]:
+        refusals = write(*arguments)
+        if any(isinstance(refusal, StaleAttemptError) for refusal in refusals):
             refused.set()
-        return refusal
+        return refusals
 
     monkeypatch.setattr(decode.receiver, "write", write_and_tell)
     slow = make_prefill(config, load=FaultyTransports(hold))
     fast = make_prefill(config, worker="prefill-1")
     late = push_blocks(slow, decode, A, [5, 6], [1, 2])
     assert reading.wait(WAIT_S)
-    decode.receiver.release(A)
+    decode.leader.release(A)
     decode.events.wait("released", A)
     owner = push_blocks(fast, decode, B, [5, 6], [3, 4])
     owner.commit()
@@ -287,7 +288,7 @@ def test_another_process_and_another_host_are_reached_by_grpc(
     config = small("loopback", "shm", "grpc")
     decode, prefill = make_decode(config), make_prefill(config)
     ticket = decode.reserve(A, (0, 0, [5]))
-    for offer in ticket.offers:
+    for offer in ticket.shards[0].offers:
         if offer.domain:
             offer.domain += "elsewhere"
     sending = prefill.open(ticket)
@@ -338,7 +339,7 @@ def test_where_the_two_cannot_make_a_group_grpc_takes_over(
     make_decode: MakeDecode, make_prefill: MakePrefill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Another host's address, at which this process cannot listen.
-    monkeypatch.setattr(collective, "own_address", lambda peer: "192.0.2.1")
+    monkeypatch.setattr(pair_group, "own_address", lambda peer: "192.0.2.1")
     config = small("collective", "grpc")
     decode, prefill = make_decode(config), make_prefill(config)
     sending = push_blocks(prefill, decode, A, [5], [1])
@@ -347,6 +348,22 @@ def test_where_the_two_cannot_make_a_group_grpc_takes_over(
     assert sending.push.transport == "grpc"
 
 
+def test_a_stream_that_breaks_while_the_group_is_made_leaves_the_way_to_grpc(
+    make_decode: MakeDecode, make_prefill: MakePrefill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_stream(self: object, call: object) -> bytes:
+        raise RuntimeError("a fault of the receiver's")
+
+    monkeypatch.setattr(GroupSource, "store", break_stream)
+    config = small("collective", "grpc")
+    decode, prefill = make_decode(config), make_prefill(config)
+    sending = push_blocks(prefill, decode, A, [5], [1])
+    sending.commit()
+    assert sending.outcome() is None
+    assert sending.push.transport == "grpc"
+
+
+@pytest.mark.parametrize("transport", BUFFERED)
 def test_a_receiver_with_smaller_frames_is_obeyed(
     transport: str, make_decode: MakeDecode, make_prefill: MakePrefill
 ) -> None:
@@ -358,6 +375,7 @@ def test_a_receiver_with_smaller_frames_is_obeyed(
     assert sending.push.num_frames == 3 * 4 * HYBRID.page_bytes // 512
 
 
+@pytest.mark.parametrize("transport", BUFFERED)
 def test_small_frames_share_messages_within_the_receivers_limit(
     transport: str, make_decode: MakeDecode, make_prefill: MakePrefill
 ) -> None:

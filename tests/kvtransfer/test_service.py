@@ -18,7 +18,7 @@ def test_abort_is_idempotent() -> None:
         stub = transfer_pb2_grpc.KVTransferStub(channel)
         for _ in range(2):
             stub.Abort(request, timeout=WAIT_S)
-        decode.receiver.release(A)
+        decode.leader.release(A)
         stub.Abort(request, timeout=WAIT_S)
     decode.close()
     assert decode.events.of(A) == ["aborted", "released"]

@@ -17,7 +17,8 @@ from kvtransfer.socket_server import MAX_MESSAGE_BYTES, abstract
 from kvtransfer.sources import OFFSET
 from kvtransfer.transports.base import TransportUnavailableError
 from kvtransfer.transports.shm import SocketPipe
-from tests.kvtransfer.frames import A, abort, frame_of, open_request, opened, payload_of
+from kvtransfer.transports.stream import MAX_FRAMES
+from tests.kvtransfer.frames import A, abort, frame_of, in_thread, open_request, opened, payload_of
 from tests.kvtransfer.sides import WAIT_S, DecodeSide, ref, small
 
 RING_BYTES = 4096
@@ -62,7 +63,7 @@ def decode() -> Iterator[DecodeSide]:
 
 @pytest.fixture
 def address(decode: DecodeSide) -> str:
-    return decode.reserve(ref("probe")).offers[0].address
+    return decode.reserve(ref("probe")).shards[0].offers[0].address
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_a_call_that_is_refused_says_why_and_the_stream_goes_on(
 ) -> None:
     stream.hello(ring_name)
     over = decode.reserve(A, (1, 0, [5, 6]))
-    decode.receiver.release(A)
+    decode.leader.release(A)
     answer = stream.call(transfer_pb2.StreamCall(open=open_request(over)))
     assert (answer.status, "is over" in answer.message) == ("FAILED_PRECONDITION", True)
     assert stream.commit(over, 0).status == "FAILED_PRECONDITION"
@@ -130,7 +131,8 @@ def test_a_commit_does_not_wait_for_frames_that_did_not_come_before_it(
     ticket = opened(decode, (1, 0, [5, 6]))
     stream.send(frames(ticket)[0])
     answer = stream.commit(ticket, 2)
-    assert (answer.status, answer.message) == ("ABORTED", "aborted: frames are missing")
+    assert answer.status == "ABORTED"
+    assert answer.message == "committed 2 frames; 1 arrived and 2 pages are missing"
     assert decode.events.of(A) == ["aborted"]
     late = stream.send(frames(ticket)[1])
     assert [refusal.status for refusal in late.refusals] == ["ABORTED"]
@@ -143,7 +145,7 @@ def test_a_commit_after_an_abort_says_so(decode: DecodeSide, stream: Stream, rin
     assert stream.commit(ticket, 0).message == "aborted: cancelled"
 
 
-@pytest.mark.parametrize("changes", [{"worker": "decode-1"}, {"epoch": 2}])
+@pytest.mark.parametrize("changes", [{"worker": "decode-1"}, {"epoch": 2}, {"rank": 1}])
 def test_a_hello_to_another_incarnation_is_refused(stream: Stream, ring_name: str, changes: dict[str, object]) -> None:
     reply = stream.hello(ring_name, **changes)
     assert reply.status == "FAILED_PRECONDITION"
@@ -176,6 +178,46 @@ def test_the_socket_goes_with_its_receiver(decode: DecodeSide, address: str) -> 
         SocketPipe(address, WAIT_S)
     assert idle.socket.recv(1) == b""
     idle.socket.close()
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        # Linux chooses a name.
+        listener.bind("")
+        listener.listen()
+        yield listener
+
+
+def name_of(listener: socket.socket) -> str:
+    name: bytes = listener.getsockname()
+    return "@" + name[1:].decode()
+
+
+def test_messages_wait_for_a_receiver_that_is_behind(listener: socket.socket) -> None:
+    # The socket holds a few of these.
+    sent = [bytes([index]) * 32000 for index in range(MAX_FRAMES)]
+    pipe = SocketPipe(name_of(listener), WAIT_S)
+
+    def send_all() -> None:
+        for message in sent:
+            pipe.send(message)
+
+    sending = in_thread(send_all)
+    connection, _ = listener.accept()
+    with connection:
+        assert [connection.recv(MAX_MESSAGE_BYTES) for _ in sent] == sent
+    sending.join()
+    pipe.close()
+
+
+def test_a_receiver_that_stays_behind_ends_the_stream(listener: socket.socket) -> None:
+    pipe = SocketPipe(name_of(listener), 0.05)
+    for _ in range(MAX_FRAMES):
+        pipe.send(bytes(32000))
+    with pytest.raises(UnavailableError):
+        pipe.receive()
+    pipe.close()
 
 
 def test_neither_end_speaks_to_another_user(address: str, monkeypatch: pytest.MonkeyPatch) -> None:

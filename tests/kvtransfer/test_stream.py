@@ -11,7 +11,7 @@ import pytest
 from baton.errors import BatonError, UnavailableError
 from baton.internal.v1 import transfer_pb2
 from kvtransfer.frame import Frame
-from kvtransfer.pages import PageMemory
+from kvtransfer.pages import HeadRange, HostPages
 from kvtransfer.reservation import Origin
 from kvtransfer.transports.base import WireSettings
 from kvtransfer.transports.grpc import InlinePayloads
@@ -19,6 +19,7 @@ from kvtransfer.transports.stream import StreamWire
 from tests.kvtransfer.sides import WAIT_S
 
 PAGE_BYTES, WINDOW_BYTES = 512, 4096
+HEADS = HeadRange(0, 1)
 
 
 class ScriptedPipe:
@@ -71,8 +72,10 @@ def progress() -> Progress:
 @pytest.fixture
 def wire(pipe: ScriptedPipe, progress: Progress) -> Iterator[StreamWire]:
     settings = WireSettings(
+        memory=HostPages(np.zeros((1, 2, PAGE_BYTES), dtype=np.uint8), HEADS),
         worker="decode-0",
         epoch=1,
+        rank=0,
         control_address="",
         origin=Origin("prefill-0", 2),
         max_payload_bytes=PAGE_BYTES,
@@ -86,8 +89,8 @@ def wire(pipe: ScriptedPipe, progress: Progress) -> Iterator[StreamWire]:
 
 
 def send(wire: StreamWire, seq: int, *, acknowledge: bool) -> None:
-    memory = PageMemory(np.zeros((1, 2, PAGE_BYTES), dtype=np.uint8))
-    frame = Frame(7, 1, seq, 0, 0, seq, 1, PAGE_BYTES, acknowledge=acknowledge)
+    memory = HostPages(np.zeros((1, 2, PAGE_BYTES), dtype=np.uint8), HEADS)
+    frame = Frame(7, 1, seq, 0, 0, HEADS.first, HEADS.count, seq, 1, PAGE_BYTES, acknowledge=acknowledge)
     wire.send(frame, memory, np.array([1], dtype=np.int64))
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import pytest
 import torch
@@ -55,17 +57,29 @@ def test_every_difference_is_named() -> None:
         assert f"{name} is " not in raised.value.message
 
 
-def ticket(*ranges: tuple[int, int, int], reservation: int = 1, num_offers: int = 1) -> transfer_pb2.Ticket:
+# (first_head, num_heads, number of offers) of each rank.
+Shards: TypeAlias = Sequence[tuple[int, int, int]]
+WHOLE: Shards = ((0, 4, 1),)
+
+
+def ticket(*ranges: tuple[int, int, int], reservation: int = 1, shards: Shards = WHOLE) -> transfer_pb2.Ticket:
     return transfer_pb2.Ticket(
         reservation=reservation,
         num_tokens=75,
-        offers=[transfer_pb2.TransportOffer(transport="grpc")] * num_offers,
+        layout=transfer_pb2.LayoutFingerprint(num_kv_heads=4),
+        shards=[
+            transfer_pb2.Shard(
+                first_head=first, num_heads=count, offers=[transfer_pb2.TransportOffer(transport="grpc")] * num_offers
+            )
+            for first, count, num_offers in shards
+        ],
         ranges=[transfer_pb2.BlockRange(group=g, first_block=f, num_blocks=n) for g, f, n in ranges],
     )
 
 
 def test_a_ticket_may_ask_for_any_blocks_of_its_tokens() -> None:
     check_ticket(ticket(), HYBRID)
+    check_ticket(ticket(shards=[(0, 2, 1), (2, 2, 2)]), HYBRID)
     check_ticket(ticket((0, 0, 10), (1, 4, 2), (1, 6, 4), (1, 0, 3)), HYBRID)
 
 
@@ -73,7 +87,15 @@ def test_a_ticket_may_ask_for_any_blocks_of_its_tokens() -> None:
     ("broken", "problem"),
     [
         (ticket(reservation=0), "ticket.reservation: is missing"),
-        (ticket(num_offers=0), "ticket.offers: is empty"),
+        (ticket(shards=[]), "ticket.shards: 0 ranks hold 0 of 4 heads"),
+        (ticket(shards=[(0, 4, 0)]), "ticket.shards: rank 0 makes no offer"),
+        (ticket(shards=[(0, 2, 1), (2, 2, 0)]), "ticket.shards: rank 1 makes no offer"),
+        (ticket(shards=[(0, 2, 1)]), "ticket.shards: 1 ranks hold 2 of 4 heads"),
+        (ticket(shards=[(0, 2, 1), (2, 4, 1)]), "ticket.shards: 2 ranks hold 6 of 4 heads"),
+        (ticket(shards=[(0, 2, 1), (1, 3, 1)]), r"rank 1 holds heads \[1, 4\), where head 2 comes next"),
+        (ticket(shards=[(0, 2, 1), (3, 1, 1)]), r"rank 1 holds heads \[3, 4\), where head 2 comes next"),
+        (ticket(shards=[(2, 2, 1), (0, 2, 1)]), r"rank 0 holds heads \[2, 4\), where head 0 comes next"),
+        (ticket(shards=[(0, 4, 1), (4, 0, 1)]), r"rank 1 holds heads \[4, 4\), where head 4 comes next"),
         (ticket((2, 0, 1)), "the layout has 2 groups"),
         (ticket((0, 3, 8)), "8 blocks do not fit in 10"),
         (ticket((0, 3, 0)), "0 blocks do not fit"),

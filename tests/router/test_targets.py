@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import httpx
 import pytest
 
@@ -27,6 +29,18 @@ def test_every_worker_and_the_router_are_a_group_of_their_own() -> None:
         "__scheme__": "http",
         "__meta_baton_epoch": "7",
         "__meta_baton_pid": "42",
+    }
+
+
+def test_ranks_of_a_worker_are_named_after_it() -> None:
+    first = dataclasses.replace(
+        view("decode", "decode-0", "10.0.0.3:9000"), rank_metrics_addresses=("10.0.0.3:9001", "10.0.0.3:9002")
+    )
+    groups = target_groups(ClusterSnapshot(decode=(first,)), router="r:1", scheme="http", model="m")
+    assert {group["labels"]["worker"]: group["targets"] for group in groups[1:]} == {
+        "decode-0": ["10.0.0.3:9000"],
+        "decode-0/1": ["10.0.0.3:9001"],
+        "decode-0/2": ["10.0.0.3:9002"],
     }
 
 

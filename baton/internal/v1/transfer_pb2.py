@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n baton/internal/v1/transfer.proto\x12\x11\x62\x61ton.internal.v1\"1\n\nAttemptRef\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"\xb2\x01\n\x11LayoutFingerprint\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\r\n\x05\x63odec\x18\x04 \x01(\t\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x12\n\nnum_layers\x18\x06 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x07 \x01(\r\x12\x10\n\x08head_dim\x18\x08 \x01(\r\x12\x0e\n\x06groups\x18\t \x03(\t\"D\n\x0eTransportOffer\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06\x64omain\x18\x03 \x01(\t\"D\n\nBlockRange\x12\r\n\x05group\x18\x01 \x01(\r\x12\x13\n\x0b\x66irst_block\x18\x02 \x01(\r\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\"\xd6\x02\n\x06Ticket\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.baton.internal.v1.AttemptRef\x12\x13\n\x0breservation\x18\x02 \x01(\x04\x12\x0e\n\x06worker\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x17\n\x0f\x63ontrol_address\x18\x05 \x01(\t\x12\x12\n\nnum_tokens\x18\x06 \x01(\r\x12\x15\n\rcached_tokens\x18\x07 \x01(\r\x12-\n\x06ranges\x18\x08 \x03(\x0b\x32\x1d.baton.internal.v1.BlockRange\x12\x34\n\x06layout\x18\t \x01(\x0b\x32$.baton.internal.v1.LayoutFingerprint\x12\x31\n\x06offers\x18\n \x03(\x0b\x32!.baton.internal.v1.TransportOffer\x12\x10\n\x08lease_ms\x18\x0b \x01(\r\"\xbd\x01\n\x0bOpenRequest\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.baton.internal.v1.AttemptRef\x12\x13\n\x0breservation\x18\x02 \x01(\x04\x12\x34\n\x06layout\x18\x03 \x01(\x0b\x32$.baton.internal.v1.LayoutFingerprint\x12\x0e\n\x06sender\x18\x04 \x01(\t\x12\x14\n\x0csender_epoch\x18\x05 \x01(\x04\x12\x11\n\ttransport\x18\x06 \x01(\t\"@\n\nFirstToken\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12\x10\n\x08\x66inished\x18\x03 \x01(\x08\"\x99\x01\n\rCommitRequest\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.baton.internal.v1.AttemptRef\x12\x13\n\x0breservation\x18\x02 \x01(\x04\x12\x12\n\nnum_frames\x18\x03 \x01(\r\x12\x33\n\x0c\x66irst_tokens\x18\x04 \x03(\x0b\x32\x1d.baton.internal.v1.FirstToken\"_\n\x0c\x41\x62ortRequest\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.baton.internal.v1.AttemptRef\x12\x13\n\x0breservation\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x0f\n\rAbortResponse\"\x88\x01\n\x0bStreamHello\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x14\n\x0csender_epoch\x18\x04 \x01(\x04\x12\x11\n\tring_name\x18\x05 \x01(\t\x12\x12\n\nring_bytes\x18\x06 \x01(\x04\x12\r\n\x05group\x18\x07 \x01(\x08\"D\n\x0c\x46rameRefusal\x12\x13\n\x0breservation\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"6\n\tStoreCall\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\x08\n\x06_value\"\xb3\x01\n\nStreamCall\x12\n\n\x02id\x18\x01 \x01(\x04\x12.\n\x04open\x18\x02 \x01(\x0b\x32\x1e.baton.internal.v1.OpenRequestH\x00\x12\x32\n\x06\x63ommit\x18\x03 \x01(\x0b\x32 .baton.internal.v1.CommitRequestH\x00\x12-\n\x05store\x18\x04 \x01(\x0b\x32\x1c.baton.internal.v1.StoreCallH\x00\x42\x06\n\x04\x63\x61ll\"H\n\nCallAnswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05value\x18\x04 \x01(\x0c\"\xd7\x01\n\x0bStreamReply\x12\x12\n\nnum_frames\x18\x01 \x01(\x04\x12\x31\n\x08refusals\x18\x02 \x03(\x0b\x32\x1f.baton.internal.v1.FrameRefusal\x12\x19\n\x11max_payload_bytes\x18\x03 \x01(\r\x12\x15\n\rpayload_error\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12.\n\x07\x61nswers\x18\x07 \x03(\x0b\x32\x1d.baton.internal.v1.CallAnswer2X\n\nKVTransfer\x12J\n\x05\x41\x62ort\x12\x1f.baton.internal.v1.AbortRequest\x1a .baton.internal.v1.AbortResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n baton/internal/v1/transfer.proto\x12\x11\x62\x61ton.internal.v1\"1\n\nAttemptRef\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"\xb2\x01\n\x11LayoutFingerprint\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\r\n\x05\x63odec\x18\x04 \x01(\t\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x12\n\nnum_layers\x18\x06 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x07 \x01(\r\x12\x10\n\x08head_dim\x18\x08 \x01(\r\x12\x0e\n\x06groups\x18\t \x03(\t\"D\n\x0eTransportOffer\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06\x64omain\x18\x03 \x01(\t\"D\n\nBlockRange\x12\r\n\x05group\x18\x01 \x01(\r\x12\x13\n\x0b\x66irst_block\x18\x02 \x01(\r\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\"a\n\x05Shard\x12\x12\n\nfirst_head\x18\x01 \x01(\r\x12\x11\n\tnum_heads\x18\x02 \x01(\r\x12\x31\n\x06offers\x18\x03 \x03(\x0b\x32!.baton.internal.v1.TransportOffer\"\xcd\x02\n\x06Ticket\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.baton.internal.v1.AttemptRef\x12\x13\n\x0breservation\x18\x02 \x01(\x04\x12\x0e\n\x06worker\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x17\n\x0f\x63ontrol_address\x18\x05 \x01(\t\x12\x12\n\nnum_tokens\x18\x06 \x01(\r\x12\x15\n\rcached_tokens\x18\x07 \x01(\r\x12-\n\x06ranges\x18\x08 \x03(\x0b\x32\x1d.baton.internal.v1.BlockRange\x12\x34\n\x06layout\x18\t \x01(\x0b\x32$.baton.internal.v1.LayoutFingerprint\x12(\n\x06shards\x18\n \x03(\x0b\x32\x18.baton.internal.v1.Shard\x12\x10\n\x08lease_ms\x18\x0b \x01(\r\"\xab\x01\n\x0bOpenRequest\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.baton.internal.v1.AttemptRef\x12\x13\n\x0breservation\x18\x02 \x01(\x04\x12\x34\n\x06layout\x18\x03 \x01(\x0b\x32$.baton.internal.v1.LayoutFingerprint\x12\x12\n\nfirst_head\x18\x04 \x01(\r\x12\x11\n\tnum_heads\x18\x05 \x01(\r\"@\n\nFirstToken\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x10\n\x08token_id\x18\x02 \x01(\r\x12\x10\n\x08\x66inished\x18\x03 \x01(\x08\"\x99\x01\n\rCommitRequest\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.baton.internal.v1.AttemptRef\x12\x13\n\x0breservation\x18\x02 \x01(\x04\x12\x12\n\nnum_frames\x18\x03 \x01(\r\x12\x33\n\x0c\x66irst_tokens\x18\x04 \x03(\x0b\x32\x1d.baton.internal.v1.FirstToken\"_\n\x0c\x41\x62ortRequest\x12*\n\x03ref\x18\x01 \x01(\x0b\x32\x1d.baton.internal.v1.AttemptRef\x12\x13\n\x0breservation\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x0f\n\rAbortResponse\"~\n\nDevicePool\x12\x0e\n\x06handle\x18\x01 \x01(\x0c\x12\x11\n\tnum_slots\x18\x02 \x01(\r\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\x12\x12\n\nfirst_head\x18\x04 \x01(\r\x12\x11\n\tnum_heads\x18\x05 \x01(\r\x12\x12\n\nhead_bytes\x18\x06 \x01(\x04\"\xee\x01\n\x0bStreamHello\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04rank\x18\x08 \x01(\r\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x14\n\x0csender_epoch\x18\x04 \x01(\x04\x12\x13\n\x0bsender_rank\x18\t \x01(\r\x12\x11\n\tring_name\x18\x05 \x01(\t\x12\x12\n\nring_bytes\x18\x06 \x01(\x04\x12\r\n\x05group\x18\x07 \x01(\x08\x12\x14\n\x0cgroup_device\x18\x0b \x01(\t\x12+\n\x04pool\x18\n \x01(\x0b\x32\x1d.baton.internal.v1.DevicePool\"D\n\x0c\x46rameRefusal\x12\x13\n\x0breservation\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"6\n\tStoreCall\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x42\x08\n\x06_value\"\xb3\x01\n\nStreamCall\x12\n\n\x02id\x18\x01 \x01(\x04\x12.\n\x04open\x18\x02 \x01(\x0b\x32\x1e.baton.internal.v1.OpenRequestH\x00\x12\x32\n\x06\x63ommit\x18\x03 \x01(\x0b\x32 .baton.internal.v1.CommitRequestH\x00\x12-\n\x05store\x18\x04 \x01(\x0b\x32\x1c.baton.internal.v1.StoreCallH\x00\x42\x06\n\x04\x63\x61ll\"H\n\nCallAnswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05value\x18\x04 \x01(\x0c\"\xd7\x01\n\x0bStreamReply\x12\x12\n\nnum_frames\x18\x01 \x01(\x04\x12\x31\n\x08refusals\x18\x02 \x03(\x0b\x32\x1f.baton.internal.v1.FrameRefusal\x12\x19\n\x11max_payload_bytes\x18\x03 \x01(\r\x12\x15\n\rpayload_error\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12.\n\x07\x61nswers\x18\x07 \x03(\x0b\x32\x1d.baton.internal.v1.CallAnswer2X\n\nKVTransfer\x12J\n\x05\x41\x62ort\x12\x1f.baton.internal.v1.AbortRequest\x1a .baton.internal.v1.AbortResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,30 +39,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRANSPORTOFFER']._serialized_end=355
   _globals['_BLOCKRANGE']._serialized_start=357
   _globals['_BLOCKRANGE']._serialized_end=425
-  _globals['_TICKET']._serialized_start=428
-  _globals['_TICKET']._serialized_end=770
-  _globals['_OPENREQUEST']._serialized_start=773
-  _globals['_OPENREQUEST']._serialized_end=962
-  _globals['_FIRSTTOKEN']._serialized_start=964
-  _globals['_FIRSTTOKEN']._serialized_end=1028
-  _globals['_COMMITREQUEST']._serialized_start=1031
-  _globals['_COMMITREQUEST']._serialized_end=1184
-  _globals['_ABORTREQUEST']._serialized_start=1186
-  _globals['_ABORTREQUEST']._serialized_end=1281
-  _globals['_ABORTRESPONSE']._serialized_start=1283
-  _globals['_ABORTRESPONSE']._serialized_end=1298
-  _globals['_STREAMHELLO']._serialized_start=1301
-  _globals['_STREAMHELLO']._serialized_end=1437
-  _globals['_FRAMEREFUSAL']._serialized_start=1439
-  _globals['_FRAMEREFUSAL']._serialized_end=1507
-  _globals['_STORECALL']._serialized_start=1509
-  _globals['_STORECALL']._serialized_end=1563
-  _globals['_STREAMCALL']._serialized_start=1566
-  _globals['_STREAMCALL']._serialized_end=1745
-  _globals['_CALLANSWER']._serialized_start=1747
-  _globals['_CALLANSWER']._serialized_end=1819
-  _globals['_STREAMREPLY']._serialized_start=1822
-  _globals['_STREAMREPLY']._serialized_end=2037
-  _globals['_KVTRANSFER']._serialized_start=2039
-  _globals['_KVTRANSFER']._serialized_end=2127
+  _globals['_SHARD']._serialized_start=427
+  _globals['_SHARD']._serialized_end=524
+  _globals['_TICKET']._serialized_start=527
+  _globals['_TICKET']._serialized_end=860
+  _globals['_OPENREQUEST']._serialized_start=863
+  _globals['_OPENREQUEST']._serialized_end=1034
+  _globals['_FIRSTTOKEN']._serialized_start=1036
+  _globals['_FIRSTTOKEN']._serialized_end=1100
+  _globals['_COMMITREQUEST']._serialized_start=1103
+  _globals['_COMMITREQUEST']._serialized_end=1256
+  _globals['_ABORTREQUEST']._serialized_start=1258
+  _globals['_ABORTREQUEST']._serialized_end=1353
+  _globals['_ABORTRESPONSE']._serialized_start=1355
+  _globals['_ABORTRESPONSE']._serialized_end=1370
+  _globals['_DEVICEPOOL']._serialized_start=1372
+  _globals['_DEVICEPOOL']._serialized_end=1498
+  _globals['_STREAMHELLO']._serialized_start=1501
+  _globals['_STREAMHELLO']._serialized_end=1739
+  _globals['_FRAMEREFUSAL']._serialized_start=1741
+  _globals['_FRAMEREFUSAL']._serialized_end=1809
+  _globals['_STORECALL']._serialized_start=1811
+  _globals['_STORECALL']._serialized_end=1865
+  _globals['_STREAMCALL']._serialized_start=1868
+  _globals['_STREAMCALL']._serialized_end=2047
+  _globals['_CALLANSWER']._serialized_start=2049
+  _globals['_CALLANSWER']._serialized_end=2121
+  _globals['_STREAMREPLY']._serialized_start=2124
+  _globals['_STREAMREPLY']._serialized_end=2339
+  _globals['_KVTRANSFER']._serialized_start=2341
+  _globals['_KVTRANSFER']._serialized_end=2429
 # @@protoc_insertion_point(module_scope)

@@ -60,6 +60,7 @@ class LayoutFingerprint(google.protobuf.message.Message):
     block_size: builtins.int
     num_layers: builtins.int
     num_kv_heads: builtins.int
+    """Of the whole model, whatever part of them a rank holds."""
     head_dim: builtins.int
     @property
     def groups(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
@@ -90,7 +91,7 @@ class TransportOffer(google.protobuf.message.Message):
     ADDRESS_FIELD_NUMBER: builtins.int
     DOMAIN_FIELD_NUMBER: builtins.int
     transport: builtins.str
-    """A row of the transports table: loopback, shm, collective, grpc."""
+    """A row of the transports table: loopback, cuda_ipc, shm, collective, grpc."""
     address: builtins.str
     """Where the data plane listens; for loopback and shm also what tells the host or process."""
     domain: builtins.str
@@ -130,6 +131,30 @@ class BlockRange(google.protobuf.message.Message):
 Global___BlockRange: typing_extensions.TypeAlias = BlockRange
 
 @typing.final
+class Shard(google.protobuf.message.Message):
+    """Where one rank of the receiver takes which KV heads."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FIRST_HEAD_FIELD_NUMBER: builtins.int
+    NUM_HEADS_FIELD_NUMBER: builtins.int
+    OFFERS_FIELD_NUMBER: builtins.int
+    first_head: builtins.int
+    num_heads: builtins.int
+    @property
+    def offers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TransportOffer]: ...
+    def __init__(
+        self,
+        *,
+        first_head: builtins.int = ...,
+        num_heads: builtins.int = ...,
+        offers: collections.abc.Iterable[Global___TransportOffer] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["first_head", b"first_head", "num_heads", b"num_heads", "offers", b"offers"]) -> None: ...
+
+Global___Shard: typing_extensions.TypeAlias = Shard
+
+@typing.final
 class Ticket(google.protobuf.message.Message):
     """A decode worker's answer to Reserve: all that a sender needs."""
 
@@ -144,14 +169,14 @@ class Ticket(google.protobuf.message.Message):
     CACHED_TOKENS_FIELD_NUMBER: builtins.int
     RANGES_FIELD_NUMBER: builtins.int
     LAYOUT_FIELD_NUMBER: builtins.int
-    OFFERS_FIELD_NUMBER: builtins.int
+    SHARDS_FIELD_NUMBER: builtins.int
     LEASE_MS_FIELD_NUMBER: builtins.int
     reservation: builtins.int
-    """Names the reservation in frames; never used twice by one receiver."""
+    """Names the reservation in frames, to every rank; never used twice by one receiver."""
     worker: builtins.str
     epoch: builtins.int
     control_address: builtins.str
-    """host:port of the KVTransfer service."""
+    """host:port of the KVTransfer service, of the leader."""
     num_tokens: builtins.int
     """Tokens whose KV is transferred or cached: the prompt, and for n = 1 what was delivered."""
     cached_tokens: builtins.int
@@ -164,7 +189,9 @@ class Ticket(google.protobuf.message.Message):
     @property
     def layout(self) -> Global___LayoutFingerprint: ...
     @property
-    def offers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___TransportOffer]: ...
+    def shards(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Shard]:
+        """One for each rank of the receiver, in their order; together they hold every head once."""
+
     def __init__(
         self,
         *,
@@ -177,28 +204,28 @@ class Ticket(google.protobuf.message.Message):
         cached_tokens: builtins.int = ...,
         ranges: collections.abc.Iterable[Global___BlockRange] | None = ...,
         layout: Global___LayoutFingerprint | None = ...,
-        offers: collections.abc.Iterable[Global___TransportOffer] | None = ...,
+        shards: collections.abc.Iterable[Global___Shard] | None = ...,
         lease_ms: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["layout", b"layout", "ref", b"ref"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "control_address", b"control_address", "epoch", b"epoch", "layout", b"layout", "lease_ms", b"lease_ms", "num_tokens", b"num_tokens", "offers", b"offers", "ranges", b"ranges", "ref", b"ref", "reservation", b"reservation", "worker", b"worker"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "control_address", b"control_address", "epoch", b"epoch", "layout", b"layout", "lease_ms", b"lease_ms", "num_tokens", b"num_tokens", "ranges", b"ranges", "ref", b"ref", "reservation", b"reservation", "shards", b"shards", "worker", b"worker"]) -> None: ...
 
 Global___Ticket: typing_extensions.TypeAlias = Ticket
 
 @typing.final
 class OpenRequest(google.protobuf.message.Message):
+    """Names the heads that this sender will send to this rank: other senders, the ranks of the same worker, send the others."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REF_FIELD_NUMBER: builtins.int
     RESERVATION_FIELD_NUMBER: builtins.int
     LAYOUT_FIELD_NUMBER: builtins.int
-    SENDER_FIELD_NUMBER: builtins.int
-    SENDER_EPOCH_FIELD_NUMBER: builtins.int
-    TRANSPORT_FIELD_NUMBER: builtins.int
+    FIRST_HEAD_FIELD_NUMBER: builtins.int
+    NUM_HEADS_FIELD_NUMBER: builtins.int
     reservation: builtins.int
-    sender: builtins.str
-    sender_epoch: builtins.int
-    transport: builtins.str
+    first_head: builtins.int
+    num_heads: builtins.int
     @property
     def ref(self) -> Global___AttemptRef: ...
     @property
@@ -209,12 +236,11 @@ class OpenRequest(google.protobuf.message.Message):
         ref: Global___AttemptRef | None = ...,
         reservation: builtins.int = ...,
         layout: Global___LayoutFingerprint | None = ...,
-        sender: builtins.str = ...,
-        sender_epoch: builtins.int = ...,
-        transport: builtins.str = ...,
+        first_head: builtins.int = ...,
+        num_heads: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["layout", b"layout", "ref", b"ref"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["layout", b"layout", "ref", b"ref", "reservation", b"reservation", "sender", b"sender", "sender_epoch", b"sender_epoch", "transport", b"transport"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["first_head", b"first_head", "layout", b"layout", "num_heads", b"num_heads", "ref", b"ref", "reservation", b"reservation"]) -> None: ...
 
 Global___OpenRequest: typing_extensions.TypeAlias = OpenRequest
 
@@ -242,6 +268,8 @@ Global___FirstToken: typing_extensions.TypeAlias = FirstToken
 
 @typing.final
 class CommitRequest(google.protobuf.message.Message):
+    """Comes after all that this sender sends to this rank; answered when it has arrived, whatever others still send."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REF_FIELD_NUMBER: builtins.int
@@ -271,6 +299,8 @@ Global___CommitRequest: typing_extensions.TypeAlias = CommitRequest
 
 @typing.final
 class AbortRequest(google.protobuf.message.Message):
+    """Ends what all senders send to all ranks."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     REF_FIELD_NUMBER: builtins.int
@@ -303,6 +333,40 @@ class AbortResponse(google.protobuf.message.Message):
 Global___AbortResponse: typing_extensions.TypeAlias = AbortResponse
 
 @typing.final
+class DevicePool(google.protobuf.message.Message):
+    """A pool whose pages the receiver reads where they lie, on a GPU."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: builtins.int
+    NUM_SLOTS_FIELD_NUMBER: builtins.int
+    NUM_BLOCKS_FIELD_NUMBER: builtins.int
+    FIRST_HEAD_FIELD_NUMBER: builtins.int
+    NUM_HEADS_FIELD_NUMBER: builtins.int
+    HEAD_BYTES_FIELD_NUMBER: builtins.int
+    handle: builtins.bytes
+    """What maps the pool's memory."""
+    num_slots: builtins.int
+    """What its pages are: as many as slots times blocks, each with these heads, of so many bytes."""
+    num_blocks: builtins.int
+    first_head: builtins.int
+    num_heads: builtins.int
+    head_bytes: builtins.int
+    def __init__(
+        self,
+        *,
+        handle: builtins.bytes = ...,
+        num_slots: builtins.int = ...,
+        num_blocks: builtins.int = ...,
+        first_head: builtins.int = ...,
+        num_heads: builtins.int = ...,
+        head_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["first_head", b"first_head", "handle", b"handle", "head_bytes", b"head_bytes", "num_blocks", b"num_blocks", "num_heads", b"num_heads", "num_slots", b"num_slots"]) -> None: ...
+
+Global___DevicePool: typing_extensions.TypeAlias = DevicePool
+
+@typing.final
 class StreamHello(google.protobuf.message.Message):
     """The data plane is a bidirectional stream of messages without a service of its own, over gRPC or a Unix socket. The
     first message from the sender is a StreamHello; all others are frames, or a StreamCall behind the bytes "BKVC". Every
@@ -313,35 +377,57 @@ class StreamHello(google.protobuf.message.Message):
 
     WORKER_FIELD_NUMBER: builtins.int
     EPOCH_FIELD_NUMBER: builtins.int
+    RANK_FIELD_NUMBER: builtins.int
     SENDER_FIELD_NUMBER: builtins.int
     SENDER_EPOCH_FIELD_NUMBER: builtins.int
+    SENDER_RANK_FIELD_NUMBER: builtins.int
     RING_NAME_FIELD_NUMBER: builtins.int
     RING_BYTES_FIELD_NUMBER: builtins.int
     GROUP_FIELD_NUMBER: builtins.int
+    GROUP_DEVICE_FIELD_NUMBER: builtins.int
+    POOL_FIELD_NUMBER: builtins.int
     worker: builtins.str
-    """The receiver incarnation that the sender believes it speaks to."""
+    """The receiver incarnation that the sender believes it speaks to, and which of its ranks."""
     epoch: builtins.int
+    rank: builtins.int
     sender: builtins.str
+    """Whose all frames and calls of the stream are."""
     sender_epoch: builtins.int
+    sender_rank: builtins.int
     ring_name: builtins.str
     """A shared-memory file that payloads lie in; empty where there is none."""
     ring_bytes: builtins.int
     group: builtins.bool
-    """Whether payloads pass through a group of torch.distributed, of which the sender is rank 0 and the receiver rank 1. The
+    """Whether payloads pass through a group of torch.distributed, of which the sender is member 0 and the receiver member 1. The
     sender's calls on its store come next. Without a ring or a group payloads follow their headers.
     """
+    group_device: builtins.str
+    """The GPU that the group may take payloads from; empty where they lie in memory of the host. The receiver says by the
+    store's key "backend" whether it takes them there (nccl) or from the host (gloo).
+    """
+    @property
+    def pool(self) -> Global___DevicePool:
+        """The sender's pool, where payloads stay in it. Frames name its blocks then, and the ring has a word for each that may be
+        under way: the frame's generation, until the sender takes it back.
+        """
+
     def __init__(
         self,
         *,
         worker: builtins.str = ...,
         epoch: builtins.int = ...,
+        rank: builtins.int = ...,
         sender: builtins.str = ...,
         sender_epoch: builtins.int = ...,
+        sender_rank: builtins.int = ...,
         ring_name: builtins.str = ...,
         ring_bytes: builtins.int = ...,
         group: builtins.bool = ...,
+        group_device: builtins.str = ...,
+        pool: Global___DevicePool | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "group", b"group", "ring_bytes", b"ring_bytes", "ring_name", b"ring_name", "sender", b"sender", "sender_epoch", b"sender_epoch", "worker", b"worker"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["pool", b"pool"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "group", b"group", "group_device", b"group_device", "pool", b"pool", "rank", b"rank", "ring_bytes", b"ring_bytes", "ring_name", b"ring_name", "sender", b"sender", "sender_epoch", b"sender_epoch", "sender_rank", b"sender_rank", "worker", b"worker"]) -> None: ...
 
 Global___StreamHello: typing_extensions.TypeAlias = StreamHello
 

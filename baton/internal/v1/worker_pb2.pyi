@@ -753,6 +753,7 @@ class WorkerInfo(google.protobuf.message.Message):
     TOTAL_BLOCKS_FIELD_NUMBER: builtins.int
     LAYOUT_FIELD_NUMBER: builtins.int
     MAX_SEQUENCE_TOKENS_FIELD_NUMBER: builtins.int
+    RANK_METRICS_ADDRESSES_FIELD_NUMBER: builtins.int
     role: builtins.str
     """"prefill" or "decode"."""
     name: builtins.str
@@ -772,6 +773,10 @@ class WorkerInfo(google.protobuf.message.Message):
     """Most tokens that one sequence may hold in this worker's pool alone."""
     @property
     def layout(self) -> baton.internal.v1.transfer_pb2.LayoutFingerprint: ...
+    @property
+    def rank_metrics_addresses(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """host:port of the metrics of each rank after the first."""
+
     def __init__(
         self,
         *,
@@ -790,9 +795,10 @@ class WorkerInfo(google.protobuf.message.Message):
         total_blocks: builtins.int = ...,
         layout: baton.internal.v1.transfer_pb2.LayoutFingerprint | None = ...,
         max_sequence_tokens: builtins.int = ...,
+        rank_metrics_addresses: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["layout", b"layout"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["address", b"address", "architecture", b"architecture", "block_size", b"block_size", "dtype", b"dtype", "epoch", b"epoch", "layout", b"layout", "max_model_len", b"max_model_len", "max_sequence_tokens", b"max_sequence_tokens", "metrics_address", b"metrics_address", "name", b"name", "node", b"node", "pid", b"pid", "role", b"role", "total_blocks", b"total_blocks", "vocab_size", b"vocab_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["address", b"address", "architecture", b"architecture", "block_size", b"block_size", "dtype", b"dtype", "epoch", b"epoch", "layout", b"layout", "max_model_len", b"max_model_len", "max_sequence_tokens", b"max_sequence_tokens", "metrics_address", b"metrics_address", "name", b"name", "node", b"node", "pid", b"pid", "rank_metrics_addresses", b"rank_metrics_addresses", "role", b"role", "total_blocks", b"total_blocks", "vocab_size", b"vocab_size"]) -> None: ...
 
 Global___WorkerInfo: typing_extensions.TypeAlias = WorkerInfo
 

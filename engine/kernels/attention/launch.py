@@ -15,6 +15,9 @@ from engine.kernels.gpu import Gpu, gpu_of
 from engine.kernels.shapes import next_power_of_2
 from engine.kernels.tiles import AttentionTile
 
+# Segments whose partial results are read together.
+_MERGED_SEGMENTS = 16
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Batch:
@@ -22,7 +25,8 @@ class Batch:
 
     Attributes:
         block_tables: int32 [S, max_blocks]; cu_seqlens_q: int32 [S + 1]; seq_lens: int32 [S].
-        max_query_len: most queries of a sequence; max_seq_len: longest context.
+        max_query_len: most queries of a sequence.
+        max_seq_len: about the longest context; see `engine.kernels.attention.plan.plan`.
     """
 
     block_tables: torch.Tensor
@@ -128,7 +132,6 @@ def launch(
         query.stride(0),
         query.stride(1),
         window or 0,
-        cut.segment_tokens,
         scale / softcap if softcap else 0.0,
         (softcap or scale) * LOG2_E.value,
         GROUP=num_heads // num_kv_heads,
@@ -156,8 +159,9 @@ def launch(
             cut.segments,
             HEAD_DIM=head_dim,
             DIMS=dims,
+            SEGMENTS=_MERGED_SEGMENTS,
             HAS_SINKS=sinks is not None,
-            num_warps=1,
+            num_warps=max(1, dims // 64),
         )
     return out
 

@@ -18,11 +18,12 @@ def merge_segments(
     num_segments,
     HEAD_DIM: tl.constexpr,
     DIMS: tl.constexpr,
+    SEGMENTS: tl.constexpr,
     HAS_SINKS: tl.constexpr,
 ):
-    """One row of the output from its partial results, in the order of segments. Grid (T, Hq).
+    """One row of the output from its partial results, SEGMENTS at a time. Grid (T, Hq).
 
-    Empty segments change no bit. Arguments as in `engine.kernels.attention.paged.paged_attention`.
+    Arguments as in `engine.kernels.attention.paged.paged_attention`.
     """
     head = tl.program_id(1)
     row = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + head
@@ -31,19 +32,22 @@ def merge_segments(
     # Below any logit, yet finite: an empty first segment must not make -inf - -inf.
     total_max = -3.0e38
     total_sum = 0.0
-    for segment in range(num_segments):
-        partial_row = row * num_segments + segment
-        segment_max = tl.load(partial_max + partial_row)
-        segment_sum = tl.load(partial_sum + partial_row)
-        segment_out = tl.load(partial_out + partial_row * HEAD_DIM + dims, mask=dims < HEAD_DIM, other=0.0)
-        new_max = tl.maximum(total_max, segment_max)
+    for first in range(0, num_segments, SEGMENTS):
+        segments = first + tl.arange(0, SEGMENTS)
+        is_segment = segments < num_segments
+        partial_rows = row * num_segments + segments
+        maxima = tl.load(partial_max + partial_rows, mask=is_segment, other=float("-inf"))
+        sums = tl.load(partial_sum + partial_rows, mask=is_segment, other=0.0)
+        elements = partial_rows[:, None] * HEAD_DIM + dims[None, :]
+        outs = tl.load(partial_out + elements, mask=is_segment[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
+        new_max = tl.maximum(total_max, tl.max(maxima, 0))
         old_share = tl.exp2(total_max - new_max)
-        new_share = tl.exp2(segment_max - new_max)
-        acc = acc * old_share + segment_out * new_share
-        total_sum = total_sum * old_share + segment_sum * new_share
+        shares = tl.exp2(maxima - new_max)
+        acc = acc * old_share + tl.sum(outs * shares[:, None], 0)
+        total_sum = total_sum * old_share + tl.sum(sums * shares, 0)
         total_max = new_max
     if HAS_SINKS:
         sink = tl.load(sinks + head).to(tl.float32)
         total_sum += tl.exp2(sink * LOG2_E - total_max)
-    result = acc / total_sum
+    result = acc / tl.where(total_sum > 0.0, total_sum, 1.0)
     tl.store(out + row * HEAD_DIM + dims, result.to(out.dtype.element_ty), mask=dims < HEAD_DIM)

@@ -3,7 +3,8 @@
 The query heads that share a key/value head are rows of one matrix, so that keys and values are read once for all of
 them: a program has TOKENS consecutive tokens of one sequence, times GROUP heads, as its rows. With few programs and
 long contexts the keys are split in segments as well, of which each program leaves a partial result for
-`engine.kernels.attention.merge` (FlashDecoding, Dao et al., 2023).
+`engine.kernels.attention.merge` (FlashDecoding, Dao et al., 2023). How many there are is the launch's; where they lie
+follows from each context on the device, so that a replayed CUDA graph is right for contexts of any length.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def find_sequence(cu_seqlens_q, num_sequences, query_block, TOKENS: tl.constexpr
 
 
 # What changes from step to step must not make Triton compile a kernel for it.
-@triton.jit(do_not_specialize=["num_sequences", "table_stride", "segment_tokens"])
+@triton.jit(do_not_specialize=["num_sequences", "table_stride"])
 def paged_attention(
     out,
     partial_out,
@@ -50,7 +51,6 @@ def paged_attention(
     query_token_stride,
     query_head_stride,
     window,
-    segment_tokens,
     inner_scale,
     outer_scale,
     GROUP: tl.constexpr,
@@ -76,7 +76,7 @@ def paged_attention(
         pages: [num_blocks, 2, Hkv, B, D] contiguous, or its descriptor.
         block_tables: int32 [S, max_blocks]; cu_seqlens_q: int32 [S + 1]; seq_lens: int32 [S].
         sinks: [Hq].
-        window, segment_tokens: tokens; the latter a multiple of TILE.
+        window: tokens.
         inner_scale, outer_scale: as in `attend_tiles`.
         GROUP: Hq / Hkv.
         DIMS: D, rounded up to a power of two.
@@ -117,6 +117,7 @@ def paged_attention(
         begin = low // TILE * TILE
     end = last_position + 1
     if SPLIT:
+        segment_tokens = tl.cdiv(end - begin, tl.num_programs(2) * TILE) * TILE
         begin += segment * segment_tokens
         end = tl.minimum(end, begin + segment_tokens)
     full_begin = begin
@@ -161,5 +162,6 @@ def paged_attention(
         if HAS_SINKS:
             sink = tl.load(sinks + heads, mask=is_row, other=0.0).to(tl.float32)
             row_sum += tl.exp2(sink * LOG2_E - row_max)
-        result = acc / row_sum[:, None]
+        # The rows that pad a step see nothing at all.
+        result = acc / tl.where(row_sum > 0.0, row_sum, 1.0)[:, None]
         tl.store(out + out_rows[:, None] * HEAD_DIM + dims[None, :], result.to(out.dtype.element_ty), mask=is_element)

@@ -21,14 +21,12 @@ class Plan:
         tile: with at least as many rows as a group has query heads.
         query_blocks: programs along the tokens.
         segments: programs along the keys; 1 for no split.
-        segment_tokens: keys of a segment, a multiple of the tile's.
         decode: whether every sequence has exactly one query.
     """
 
     tile: AttentionTile
     query_blocks: int
     segments: int
-    segment_tokens: int
     decode: bool
 
 
@@ -51,7 +49,13 @@ def plan(
 
     In batch-invariant mode neither the tile nor the order of a row's sums depends on the batch: contexts are not split.
 
+    A CUDA graph keeps the plan that it was captured with. It is right for all batches of the same number of tokens and
+    sequences and of the same `max_query_len`, with contexts of any length. `max_seq_len` only decides in how many
+    segments contexts are split, so whoever captures gives the longest that is to be served well, such as the model's.
+
     Args:
+        max_query_len: most queries of a sequence; at least that.
+        max_seq_len: longest context, or about that.
         group: query heads of a key/value head.
         head_dim: rounded up to a power of two.
         itemsize: bytes of a pool's element.
@@ -76,5 +80,4 @@ def plan(
     if not batch_invariant:
         wanted = gpu.num_processors * _PROGRAMS_PER_PROCESSOR
         segments = max(1, min(wanted // (query_blocks * num_kv_heads), longest // _MIN_SEGMENT_TOKENS))
-    segment_tokens = -(-longest // (segments * tile.keys)) * tile.keys
-    return Plan(tile, query_blocks, -(-longest // segment_tokens), segment_tokens, decode)
+    return Plan(tile, query_blocks, segments, decode)

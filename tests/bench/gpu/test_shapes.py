@@ -7,7 +7,8 @@ import torch
 from click.testing import CliRunner
 
 from bench.gpu import peers, shapes
-from bench.gpu.__main__ import command, difference
+from bench.gpu.__main__ import command
+from bench.gpu.attention import difference
 from bench.gpu.tuner import decode_tiles, prefill_tiles, row
 from bench.kernels import Call, Shape
 from engine.attention import make_backend
@@ -15,15 +16,11 @@ from engine.kernels.tiles import AttentionTile
 from engine.kv.layout import KVGroup, KVLayout
 
 
-def test_decodes_are_those_whose_keys_and_values_fit() -> None:
-    found = set(shapes.decodes(shapes.layout(64), 40 << 30))
+def test_calls_are_those_whose_keys_and_values_fit() -> None:
+    found = set(shapes.fitting(shapes.DECODES, shapes.layout(64), 40 << 30))
     assert Shape(1, 1, 131072) in found
     assert Shape(64, 1, 131072) in found
     assert Shape(256, 1, 65536) not in found
-
-
-def test_prefills_are_whole_prompts_and_a_chunk() -> None:
-    assert [shape.queries == shape.context for shape in shapes.prefills()] == [True, True, True, False]
 
 
 @pytest.mark.parametrize("shape", [Shape(3, 1, 21), Shape(2, 16, 16)])

@@ -50,12 +50,16 @@ def test_the_commands_and_their_flags_are_these() -> None:
             "--device",
             "--dtype",
             "--attention",
+            "--batch-invariant",
             "--num-threads",
             "--block-size",
             "--kv-cache-bytes",
+            "--gpu-memory-utilization",
             "--max-model-len",
             "--max-batch-tokens",
             "--max-batch-seqs",
+            "--prefill-tensor-parallel-size",
+            "--decode-tensor-parallel-size",
             "--local-prefill-tokens",
             "--transports",
             "--max-queued-requests",
@@ -98,7 +102,8 @@ def test_the_defaults_that_help_shows_are_the_configs(flag: str) -> None:
         assert shown is None
     else:
         assert shown is not None
-        assert shown[1] == (",".join(value) if isinstance(value, tuple) else str(value))
+        text = json.dumps(value) if isinstance(value, bool) else str(value)
+        assert shown[1] == (",".join(value) if isinstance(value, tuple) else text)
 
 
 def test_the_version() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import socket
 import warnings
@@ -32,6 +33,8 @@ def url() -> Iterator[str]:
     arguments = ["--model", str(MODEL), "--served-model-name", "demo", "--runtime", "process"]
     ports = ["--grpc-port", "0", "--http-port", "0"]
     before = set(psutil.Process().children(recursive=True))
+    # As Ray has it every other test would go before what is started here.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(address="local", include_dashboard=False, object_store_memory=80 << 20, num_cpus=2, log_to_driver=False)
     try:
         with socket.create_server(("127.0.0.1", 0)) as probe:

@@ -117,11 +117,12 @@ class TestEnvironment:
         ("cluster:\n  decode_workers: 0", ":2: cluster.decode_workers 0: must be at least 1$"),
         ("decode_workers: two", ":1: decode_workers two: must be a whole number"),
         ("decode: {watermark: 1}", ":1: decode.watermark 1: must be below 1$"),
+        ("transfer: {frame_bytes: 1073741825}", ":1: transfer.frame_bytes 1073741825: must be at most 1073741824$"),
         ("transfer: {lease_s: 0}", ":1: transfer.lease_s 0: must be above 0$"),
         ("device: tpu", ":1: device tpu: must be auto, cpu or cuda$"),
         (
             "transports: [shm, carrier]",
-            r":1: transports \['shm', 'carrier'\]: item \[1\]: must be loopback, shm, collective or grpc",
+            r":1: transports \['shm', 'carrier'\]: item \[1\]: must be loopback, cuda_ipc, shm, collective or grpc",
         ),
         ("transports: []", "transfer.transports: must name at least one"),
         ("served_model_name: ' x'", ":1: served_model_name  x: must have no blanks at its ends"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
+import sys
 import threading
 
 import numba
 import pytest
 
-from engine.cpu_kernels.compiling import compiling_once
+from engine.cpu_kernels.compiling import compiling_once, exact_kernel
 
 
 def test_others_wait_for_the_first(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,3 +41,27 @@ def test_a_load_that_fails_leaves_the_next_one_to_compile(
     with compiling_once():
         pass
     assert (tmp_path / "kernels" / "compiled").exists()
+
+
+def test_another_checkout_finds_what_one_has_compiled(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "kernels"))
+    sources = {
+        "one": "def add(a, b): return a + b\n",
+        "two": "def add(a, b): return a + b\n",
+        "three": "def add(a, b): return b + a\n",
+    }
+    hits = {}
+    for name, source in sources.items():
+        file = tmp_path / name / "sums.py"
+        file.parent.mkdir()
+        file.write_text(source)
+        spec = importlib.util.spec_from_file_location("sums", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "sums", module)
+        spec.loader.exec_module(module)
+        add = exact_kernel(module.add)
+        assert add(1, 2) == 3
+        hits[name] = sum(add.stats.cache_hits.values())
+    assert hits == {"one": 0, "two": 1, "three": 0}

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GraniteConfig, HeliumConfig
+from transformers import GraniteConfig, HeliumConfig, SmolLM3Config
 
 from baton.config import ModelConfig
-from engine.fused import linear, replace
+from engine.fused import cpu_kit, linear
 from engine.fused.decoder_layer import FusedDecoderLayer
 from engine.fused.linear import PanelLinear
 from engine.fused.onednn_layer import OneDNNDecoderLayer
@@ -41,7 +41,7 @@ def layers_of(module: Any) -> Any:
 def test_layers_of_the_llama_shape_are_fused_and_all_others_packed(family: str, tmp_path: pathlib.Path) -> None:
     loaded = load_model(ModelConfig(path=str(make_checkpoint(family, tmp_path / family))))
     assert not loaded.prunes_rows
-    fused = loaded.fuse()
+    fused = loaded.fuse("cpu")
     assert fused.prunes_rows == (family in FUSED)
     assert all(isinstance(layer, FusedDecoderLayer) for layer in layers_of(fused.module)) == (family in FUSED)
     assert isinstance(fused.module.lm_head, PanelLinear)
@@ -60,12 +60,26 @@ def test_layers_of_the_llama_shape_are_fused_and_all_others_packed(family: str, 
 )
 def test_a_layer_that_only_looks_like_llamas_keeps_its_own_code(config: Any, tmp_path: pathlib.Path) -> None:
     path = save_checkpoint(config, tmp_path / "model")
-    fused = load_model(ModelConfig(path=str(path))).fuse()
+    fused = load_model(ModelConfig(path=str(path))).fuse("cpu")
     assert not fused.prunes_rows
     assert not any(isinstance(layer, FusedDecoderLayer) for layer in layers_of(fused.module))
     ids = [[token % 64 for token in prompt] for prompt in PROMPTS]
     actual = PagedModel(path, "cpu", 16).logits(ids, [4, 3, 1])
     for rows, wanted in zip(actual, transformers_logits(transformers_model(path), ids), strict=True):
+        assert (rows - wanted).abs().max() <= 1e-5
+
+
+def test_each_kind_of_layer_is_proved_by_itself(tmp_path: pathlib.Path) -> None:
+    """Every other layer does not rotate."""
+    config = SmolLM3Config(**_SIZES | {"num_hidden_layers": 4}, no_rope_layers=[1, 0, 1, 0])
+    path = save_checkpoint(config, tmp_path / "model")
+    paged = PagedModel(path, "cpu", 16)
+    assert [isinstance(layer, FusedDecoderLayer) for layer in layers_of(paged.model.module)] == [True, False] * 2
+    assert not paged.model.prunes_rows
+    assert not paged.model.attends
+    ids = [[token % 64 for token in prompt] for prompt in PROMPTS]
+    expected = transformers_logits(transformers_model(path), ids)
+    for rows, wanted in zip(paged.logits(ids, [4, 3, 1]), expected, strict=True):
         assert (rows - wanted).abs().max() <= 1e-5
 
 
@@ -95,7 +109,7 @@ def test_layers_of_onednns_products_answer_as_the_originals(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float32, which every CPU has, though they are made for bfloat16."""
-    for module in (replace, linear):
+    for module in (cpu_kit, linear):
         monkeypatch.setattr(module, "has_kernels", lambda dtype: False)
     path = make_checkpoint("qwen3", tmp_path / "model")
     paged = PagedModel(path, "cpu", 16)
@@ -108,5 +122,5 @@ def test_layers_of_onednns_products_answer_as_the_originals(
 
 def test_bfloat16_is_left_alone_where_the_cpu_has_none(tmp_path: pathlib.Path) -> None:
     path = make_checkpoint("llama", tmp_path / "model", dtype="bfloat16")
-    fused = load_model(ModelConfig(path=str(path), dtype="bfloat16")).fuse()
+    fused = load_model(ModelConfig(path=str(path), dtype="bfloat16")).fuse("cpu")
     assert fused.prunes_rows == bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

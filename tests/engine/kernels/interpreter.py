@@ -1,13 +1,10 @@
-"""Makes Triton interpret kernels in this process, where there is no GPU to run them on.
+"""Triton's interpreter, which runs kernels in this process where there is no GPU, made to compute what GPUs compute.
 
-Triton decides at the decoration of each function, its own library's included. The variable that tells it to is set for
-its import alone, so that processes started later compile as ever.
+Triton decides at the decoration of each function, its own library's included; tests/conftest.py tells it before it is
+imported.
 """
 
 from __future__ import annotations
-
-import os
-import sys
 
 import numpy as np
 import torch
@@ -15,23 +12,8 @@ import torch
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def interpret() -> None:
-    """Have all kernels that are imported from here on interpreted."""
-    assert "triton" not in sys.modules, "Triton has been imported before its kernels' tests"
-    os.environ["TRITON_INTERPRET"] = "1"
-    try:
-        import triton
-        from triton.runtime import interpreter
-
-        # For this process; setting it sets the variable too.
-        triton.knobs.runtime.interpret = True
-    finally:
-        del os.environ["TRITON_INTERPRET"]
-    _mend(interpreter)
-
-
 def _mend(interpreter) -> None:
-    """Have the interpreter compute what GPUs compute.
+    """Have the interpreter round as GPUs do.
 
     It holds bfloat16 as uint16, multiplies these numbers, and truncates to them where GPUs round. And its products are
     those of a BLAS, whose rounding of a row depends on where in the matrix the row is; in float64 no more of that is
@@ -59,4 +41,8 @@ def _mend(interpreter) -> None:
 
 
 if DEVICE.type == "cpu":
-    interpret()
+    import triton
+    from triton.runtime import interpreter
+
+    assert triton.knobs.runtime.interpret, "Triton was imported before tests/conftest.py"
+    _mend(interpreter)

@@ -56,10 +56,10 @@ class Call:
     def launch(self, cut: Plan) -> torch.Tensor:
         return launch(self.query, self.pages, self.batch, cut, gpu_of(DEVICE), **self.rule).cpu()
 
-    def cut(self, tile: AttentionTile = TILE, segments: int = 1, segment_tokens: int = 1 << 20) -> Plan:
+    def cut(self, tile: AttentionTile = TILE, segments: int = 1) -> Plan:
         tokens, group = len(self.query), self.shape.num_heads // self.shape.num_kv_heads
         blocks = tokens // (tile.rows // group) + len(self.paged.sequences)
-        return Plan(tile, blocks, segments, segment_tokens, decode=False)
+        return Plan(tile, blocks, segments, decode=False)
 
 
 def write_tokens(paged: PagedBatch) -> None:
@@ -96,11 +96,38 @@ def calls(draw: st.DrawFn) -> Call:
 
 
 @settings(max_examples=7, deadline=None, derandomize=True)
-@given(call=calls(), segment_tokens=st.sampled_from([16, 32]))
-def test_any_batch_in_one_pass_and_split(call: Call, segment_tokens: int) -> None:
+@given(call=calls(), segments=st.sampled_from([2, 4]))
+def test_any_batch_in_one_pass_and_split(call: Call, segments: int) -> None:
+    """Among more segments than some contexts have tiles, too."""
     check(call, call.attend())
-    segments = -(-call.batch.max_seq_len // segment_tokens)
-    check(call, call.launch(call.cut(segments=segments, segment_tokens=segment_tokens)))
+    check(call, call.launch(call.cut(segments=segments)))
+
+
+@pytest.mark.parametrize("max_seq_len", [1, 1 << 20])
+def test_contexts_may_be_longer_or_shorter_than_was_planned_for(max_seq_len: int) -> None:
+    call = Call(dataclasses.replace(SMALL, num_kv_heads=1), [(40, 1)])
+    call.batch = dataclasses.replace(call.batch, max_seq_len=max_seq_len)
+    check(call, call.attend())
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a GPU")
+def test_a_graph_is_right_for_longer_contexts_than_it_was_captured_with() -> None:
+    call = Call(SMALL, [(900, 1), (3000, 1)])
+    lengths = call.batch.seq_lens.clone()
+    call.batch.seq_lens.fill_(20)
+    call.batch = dataclasses.replace(call.batch, max_seq_len=4096)
+    attend(call.query, call.pages, call.batch, **call.rule)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = attend(call.query, call.pages, call.batch, **call.rule)
+    call.batch.seq_lens.copy_(lengths)
+    graph.replay()
+    check(call, out.cpu())
+
+
+def test_more_segments_than_are_merged_at_once() -> None:
+    call = Call(dataclasses.replace(SMALL, num_kv_heads=1), [(40, 1)])
+    check(call, call.launch(call.cut(segments=18)))
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
@@ -121,7 +148,7 @@ def test_tiles_inside_a_block_are_copied_by_descriptors() -> None:
 def test_windows_pass_whole_tiles() -> None:
     call = Call(dataclasses.replace(SMALL, window=21), [(50, 1), (35, 9)])
     check(call, call.attend())
-    check(call, call.launch(call.cut(segments=3, segment_tokens=16)))
+    check(call, call.launch(call.cut(segments=3)))
 
 
 def test_sequences_without_queries_are_passed_over() -> None:
@@ -136,6 +163,20 @@ def test_sequences_without_queries_are_passed_over() -> None:
     assert attend(call.query[:0], call.pages, nothing, **call.rule).shape == (0, 4, 16)
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("sinks", [None, (0.5,) * 4])
+def test_padding_rows_without_context_are_zero(sinks: tuple[float, ...] | None) -> None:
+    """As in decode steps that are padded to be replayed."""
+    call = Call(dataclasses.replace(SMALL, sinks=sinks), [(20, 1), (9, 1)])
+    seq_lens = torch.tensor([21, 0], dtype=torch.int32, device=DEVICE)
+    whole = [call.launch(call.cut(segments=segments)) for segments in (1, 2)]
+    call.batch = dataclasses.replace(call.batch, seq_lens=seq_lens)
+    for segments, wanted in zip((1, 2), whole, strict=True):
+        out = call.launch(call.cut(segments=segments))
+        assert torch.equal(out[0], wanted[0])
+        assert not out[1].any()
+
+
 def test_no_tokens_have_no_output() -> None:
     call = Call(SMALL, [(3, 1)])
     none = Batch(call.batch.block_tables[:0], call.batch.cu_seqlens_q[:1], call.batch.seq_lens[:0], 0, 0)
@@ -146,14 +187,14 @@ def test_a_sink_of_minus_infinity_is_none() -> None:
     plain = Call(SMALL, [(20, 1)])
     none = Call(dataclasses.replace(SMALL, sinks=(-torch.inf,) * 4), [(20, 1)])
     for segments in (1, 2):
-        assert torch.equal(*(call.launch(call.cut(segments=segments, segment_tokens=16)) for call in (plain, none)))
+        assert torch.equal(*(call.launch(call.cut(segments=segments)) for call in (plain, none)))
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_a_huge_sink_takes_everything() -> None:
     call = Call(dataclasses.replace(SMALL, sinks=(1e4,) * 4), [(20, 1)])
     for segments in (1, 2):
-        assert call.launch(call.cut(segments=segments, segment_tokens=16)).abs().max() < 1e-6
+        assert call.launch(call.cut(segments=segments)).abs().max() < 1e-6
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")

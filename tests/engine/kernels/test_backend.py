@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
 from engine.attention.base import AttentionContext, GroupMetadata
 from engine.attention.triton import TritonAttention
+from engine.dry_run import LayerAttention
+from engine.kernels.attention import attend
 from engine.kv.layout import KVGroup, KVLayout
 from tests.engine.kernels.interpreter import DEVICE
 from tests.engine.paged_batches import PagedBatch, Shape
@@ -57,5 +60,16 @@ def test_queries_of_another_dtype_are_converted() -> None:
     assert torch.equal(out, expected.double())
 
 
-def test_prepares_for_a_kind_of_layer() -> None:
-    TritonAttention().prepare(KVLayout((KVGroup((0,), window=16),), 1, 16, 64, torch.float32))
+def test_prepares_for_each_kind_of_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def record(query: torch.Tensor, pages: torch.Tensor, batch: Any, **rule: Any) -> torch.Tensor:
+        calls.append((query.shape[1], rule["window"], rule["softcap"], rule["sinks"] is not None))
+        return attend(query, pages, batch, **rule)
+
+    monkeypatch.setattr("engine.attention.triton.attend", record)
+    layout = KVLayout((KVGroup((0, 2), window=16), KVGroup((1,))), 1, 16, 64, torch.float32)
+    windowed, capped = LayerAttention(2, 1, 16, 16, None, True), LayerAttention(2, 1, 16, None, 20.0, False)
+    TritonAttention().prepare(layout, [windowed, capped, windowed])
+    assert set(calls) == {(2, 16, None, True), (2, None, 20.0, False)}
+    assert len(calls) == 2 * len({(queries, split) for queries in (1, 2, 32) for split in (False, True)})

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.kernels.gate import silu_multiply
+from engine.kernels.gate import apply_gate
 from engine.kernels.norm import rms_norm
-from engine.kernels.rotary import rotate
+from engine.kernels.rotary import rotate_and_write
 from tests.engine.kernels.interpreter import DEVICE
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -45,33 +45,48 @@ def test_rms_norm_is_of_the_residual_stream_as_stored(dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rotated", [32, 12])
-def test_rotate(dtype: torch.dtype, rotated: int) -> None:
-    """All of a head's dimensions, and its first ones alone."""
-    query, key = random(5, 3, 32, dtype=dtype).transpose(0, 1), random(3, 2, 32, dtype=dtype, seed=1)
+@pytest.mark.parametrize(("rotated", "normed"), [(24, False), (24, True), (12, True)])
+def test_rotate_and_write(dtype: torch.dtype, rotated: int, normed: bool) -> None:
+    """All of a head's dimensions, and its first ones alone; two key heads, each shared by three query heads."""
+    qkv, pages = random(3, 10 * 24, dtype=dtype), torch.full((3, 2, 2, 4, 24), float("nan"), dtype=dtype, device=DEVICE)
     cosine, sine = random(3, rotated, dtype=dtype, seed=2), random(3, rotated, dtype=dtype, seed=3)
-    exact = [turned(each, cosine, sine) for each in (query, key)]
-    rotate(query, key, cosine, sine)
-    close(query, exact[0])
-    close(key, exact[1])
+    norms = [random(24, dtype=dtype, seed=seed) for seed in (4, 5)] if normed else [None, None]
+    query, key, value = qkv.clone().view(3, 10, 24).split([6, 2, 2], 1)
+    exact = [
+        turned(heads.double() if norm is None else normalised(heads, norm, 0.0), cosine, sine)
+        for heads, norm in zip((query, key), norms, strict=True)
+    ]
+    slots = torch.tensor([5, -1, 10], device=DEVICE)
+    rotated_query = rotate_and_write(
+        qkv, cosine, sine, pages, slots, query_norm=norms[0], key_norm=norms[1], epsilon=1e-5
+    )
+    assert rotated_query.data_ptr() == qkv.data_ptr()
+    close(rotated_query, exact[0])
+    for token, (block, offset) in {0: (1, 1), 2: (2, 2)}.items():
+        close(pages[block, 0, :, offset], exact[1][token])
+        assert torch.equal(pages[block, 1, :, offset], value[token])
+    assert pages.isfinite().sum() == 2 * 2 * 2 * 24
 
 
 def turned(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
     width = cosine.shape[1]
-    first, second = heads[..., :width].double().chunk(2, dim=-1)
+    first, second = heads[..., :width].chunk(2, dim=-1)
     swapped = torch.cat([-second, first], dim=-1)
-    rotated = torch.cat([first, second], dim=-1) * cosine[:, None].double() + swapped * sine[:, None].double()
-    return torch.cat([rotated, heads[..., width:].double()], dim=-1)
+    rotated = heads[..., :width] * cosine[:, None].double() + swapped * sine[:, None].double()
+    return torch.cat([rotated, heads[..., width:]], dim=-1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_silu_multiply_takes_the_halves_of_a_projection(dtype: torch.dtype) -> None:
+def test_the_gate_takes_the_halves_of_a_projection(dtype: torch.dtype) -> None:
     gate, up = random(2, 2400, dtype=dtype).chunk(2, dim=1)
-    close(silu_multiply(gate, up), torch.nn.functional.silu(gate.double()) * up.double())
+    close(apply_gate(gate, up), torch.nn.functional.silu(gate.double()) * up.double())
+    gelu = torch.nn.functional.gelu(gate.double(), approximate="tanh")
+    close(apply_gate(gate, up, "gelu_tanh"), gelu * up.double())
 
 
 def test_no_rows_launch_nothing() -> None:
     empty = torch.zeros(0, 16, device=DEVICE)
     assert rms_norm(empty, empty.new_ones(16), epsilon=1e-5).shape == (0, 16)
-    assert silu_multiply(empty, empty).shape == (0, 16)
-    rotate(empty.view(0, 1, 16), empty.view(0, 1, 16), empty, empty)
+    assert apply_gate(empty, empty).shape == (0, 16)
+    pages = torch.zeros(1, 2, 1, 2, 16, device=DEVICE)
+    assert rotate_and_write(empty.new_zeros(0, 48), empty, empty, pages, empty.long()).shape == (0, 1, 16)

@@ -1,22 +1,20 @@
-"""The kernel draws the tokens that `engine.choosing_torch` draws, from the same logits and random numbers."""
+"""The kernel draws the tokens that torch alone draws, from the same logits and random numbers."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.requests import SamplingParams
-from engine import choosing_torch
-from engine.kernels.sampling import choose
-from engine.philox import uniforms
+from engine import choosing_gpu
 from engine.sampling_state import SamplingState
+from tests.engine import choosing_torch
 from tests.engine.kernels.interpreter import DEVICE
 
 Params = functools.partial(SamplingParams, max_tokens=100)
@@ -34,27 +32,11 @@ def make_states(params: Sequence[SamplingParams], first_seed: int) -> list[Sampl
 
 
 def chosen(logits: torch.Tensor, states: Sequence[SamplingState]) -> list[int]:
-    def column(of: Callable[[SamplingState], float], dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor([of(state) for state in states], dtype=dtype, device=DEVICE)
-
-    seeds = np.array([state.seed for state in states], np.uint64).astype(np.int64)
-    token_ids = choose(
-        logits.to(DEVICE),
-        temperature=column(lambda state: 0.0 if state.greedy else state.params.temperature, torch.float32),
-        top_k=column(lambda state: state.params.top_k, torch.int32),
-        top_p=column(lambda state: state.params.top_p, torch.float64),
-        min_p=column(lambda state: state.params.min_p, torch.float32),
-        seeds=torch.from_numpy(seeds).to(DEVICE),
-        streams=column(lambda state: state.choice, torch.int64),
-        positions=column(lambda state: state.position, torch.int64),
-    )
-    return token_ids.tolist()
+    return choosing_gpu.choose(logits.to(DEVICE), range(len(states)), states).tolist()
 
 
 def expected(logits: torch.Tensor, states: Sequence[SamplingState]) -> list[int]:
-    words = np.array([(state.seed, state.choice, state.position) for state in states], np.uint64)
-    numbers = uniforms(words[:, 0], words[:, 1], words[:, 2])
-    return choosing_torch.choose(logits, range(len(states)), states, numbers)
+    return choosing_torch.choose(logits, range(len(states)), states).tolist()
 
 
 def random_logits(rows: int, vocabulary: int = VOCABULARY, seed: int = 0) -> torch.Tensor:
@@ -129,3 +111,17 @@ def test_broken_logits_stay_within_the_vocabulary() -> None:
     logits = torch.full((2, 30), torch.nan)
     for token_id in chosen(logits, make_states([Params(temperature=0.0), Params(temperature=1.0, top_p=0.5)], 0)):
         assert 0 <= token_id < 30
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    rows=st.lists(st.lists(st.sampled_from([0.0, -0.0, 1.5, -1.5, 3e38, -3e38, -torch.inf]), min_size=9, max_size=9)),
+    k=st.integers(1, 9),
+)
+def test_ranking_is_by_value_then_by_id(rows: list[list[float]], k: int) -> None:
+    logits = torch.tensor(rows, device=DEVICE).reshape(-1, 9)
+    values, ids = choosing_gpu.ranked(logits, k)
+    for row, row_values, row_ids in zip(rows, values.tolist(), ids.tolist(), strict=True):
+        assert row_ids == sorted(range(9), key=lambda token_id: (-row[token_id], token_id))[:k]
+        # 3e38 is no float32.
+        assert row_values == torch.tensor(row)[row_ids].tolist()

@@ -12,6 +12,7 @@ import torch
 from baton.config import TransferConfig
 from baton.errors import StaleAttemptError, TransferError, UnavailableError
 from engine.kv.layout import NULL_BLOCK, KVGroup, KVLayout
+from kvtransfer.transports import cuda_ipc
 from tests.kvtransfer.sides import DecodeSide, PrefillSide, Sending, ref, sample, small
 
 MakeDecode = Callable[..., DecodeSide]
@@ -109,7 +110,7 @@ def test_interleaved_pushes_fill_exactly_the_reserved_blocks(
 
     rng.shuffle(order)
     for name in order:
-        decode.receiver.release(name)
+        decode.leader.release(name)
         decode.events.wait("released", name)
         assert decode.events.of(name) == ["committed", "released"]
         assert [token.token_id for token in decode.events.first_tokens[name]] == [7]
@@ -150,8 +151,9 @@ def test_a_full_cache_hit_needs_only_a_commit(
 
 
 def test_pages_larger_than_a_frame_travel_one_by_one(
-    transport: str, make_decode: MakeDecode, make_prefill: MakePrefill
+    transport: str, make_decode: MakeDecode, make_prefill: MakePrefill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cuda_ipc, "MAX_HEADS", 1)
     config = small(transport, frame_bytes=1, ring_bytes=1)
     decode, prefill = make_decode(config), make_prefill(config)
     sending = prefill.open(decode.reserve(ref("a"), (0, 0, [5, 6, 7, 8])))
@@ -200,7 +202,7 @@ def test_an_abort_reaches_the_receiver(
     assert isinstance(sending.outcome(), TransferError)
     decode.events.wait("aborted", ref("a"))
     assert decode.events.reasons[ref("a")].endswith("the first token ended the choice")
-    decode.receiver.release(ref("a"))
+    decode.leader.release(ref("a"))
     decode.events.wait("released", ref("a"))
     assert decode.events.of(ref("a")) == ["aborted", "released"]
     assert len(sending.outcomes) == 1
@@ -211,7 +213,7 @@ def test_a_push_to_a_released_reservation_is_stale(
 ) -> None:
     decode, prefill = make_decode(config), make_prefill(config)
     ticket = decode.reserve(ref("a"), (0, 0, [5, 6]))
-    decode.receiver.release(ref("a"))
+    decode.leader.release(ref("a"))
     assert isinstance(prefill.open(ticket).outcome(), StaleAttemptError)
     assert decode.events.of(ref("a")) == ["released"]
 
@@ -227,7 +229,7 @@ def test_the_same_link_serves_one_push_after_another(
         sending.commit()
         assert sending.outcome() is None
         np.testing.assert_array_equal(decode.pages[:, 5:8], prefill.pages[:, index + 1 : index + 4])
-        decode.receiver.release(name)
+        decode.leader.release(name)
 
 
 def test_a_receiver_that_went_away_fails_the_push_and_its_successor_is_reached(
@@ -261,5 +263,5 @@ def test_closing_the_sender_ends_its_pushes(
     assert isinstance(sending.outcome(), UnavailableError)
     with pytest.raises(UnavailableError):
         prefill.open(ticket)
-    decode.receiver.release(ref("a"))
+    decode.leader.release(ref("a"))
     decode.events.wait("released", ref("a"))

@@ -6,16 +6,18 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 import torch
 from triton.backends.compiler import GPUTarget
 
 from engine.kernels.attention import Batch, attend
-from engine.kernels.gate import silu_multiply
+from engine.kernels.gate import Activation, apply_gate
 from engine.kernels.gpu import Gpu
+from engine.kernels.matmul import matmul
 from engine.kernels.norm import rms_norm
-from engine.kernels.pages import gather_blocks, scatter_blocks, write
-from engine.kernels.rotary import rotate
+from engine.kernels.pages import copy_pages, write
+from engine.kernels.rotary import rotate_and_write
 from engine.kernels.sampling import choose
 
 TARGETS = {
@@ -30,6 +32,7 @@ HEAD_DIMS = (64, 80, 96, 128, 256)
 meta = functools.partial(torch.empty, device="meta")
 integers = functools.partial(meta, dtype=torch.int32)
 longs = functools.partial(meta, dtype=torch.int64)
+_POOL, _BUFFER = (meta(num_pages, 2, 8, 16, 128, dtype=torch.bfloat16) for num_pages in (9, 4))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +48,17 @@ def variants() -> Iterator[Variant]:
     yield from _attention()
     for name, dtype in DTYPES.items():
         yield Variant(f"write {name} 128", functools.partial(_write, dtype, 128))
-        yield Variant(f"rms_norm {name} 8192", functools.partial(_rms_norm, dtype, 8192))
-        yield Variant(f"rotate {name} 128", functools.partial(_rotate, dtype, 128))
-        yield Variant(f"silu_multiply {name}", functools.partial(_silu_multiply, dtype))
-    yield Variant("gather", lambda _: gather_blocks(meta(2, 9, 2, 8, 16, 128), integers(4), meta(4, 2, 2, 8, 16, 128)))
-    yield Variant(
-        "scatter", lambda _: scatter_blocks(meta(4, 2, 2, 8, 16, 128), integers(4), meta(2, 9, 2, 8, 16, 128))
-    )
+        yield Variant(f"rms_norm {name} 8192", functools.partial(_rms_norm, dtype, 8192, True))
+        yield Variant(f"rms_norm {name} 4096 alone", functools.partial(_rms_norm, dtype, 4096, False))
+        yield Variant(f"matmul {name}", functools.partial(_matmul, dtype, False))
+        yield Variant(f"matmul {name} add", functools.partial(_matmul, dtype, True))
+        yield Variant(f"rotate {name} 128", functools.partial(_rotate, dtype, 128, False))
+        yield Variant(f"rotate {name} 128 norms", functools.partial(_rotate, dtype, 128, True))
+        for activation in get_args(Activation):
+            yield Variant(f"gate {activation} {name}", functools.partial(_gate, dtype, activation))
+    yield Variant("gather", lambda _: copy_pages(_POOL, longs(4), _BUFFER, None))
+    yield Variant("scatter", lambda _: copy_pages(_BUFFER, None, _POOL, longs(4)))
+    yield Variant("copy heads", lambda _: copy_pages(_POOL[:, :, 2:4], longs(4), _POOL[:, :, 4:6], longs(4)))
     yield Variant("choose", _choose)
 
 
@@ -99,18 +106,33 @@ def _write(dtype: torch.dtype, head_dim: int, _: Gpu) -> None:
     write(tokens, tokens, meta(100, 2, 8, 16, head_dim, dtype=dtype), longs(64))
 
 
-def _rms_norm(dtype: torch.dtype, columns: int, _: Gpu) -> None:
+def _rms_norm(dtype: torch.dtype, columns: int, adds: bool, _: Gpu) -> None:
     rows = meta(64, columns, dtype=dtype)
-    rms_norm(rows, meta(columns, dtype=dtype), epsilon=1e-5, residual=rows)
+    rms_norm(rows, meta(columns, dtype=dtype), epsilon=1e-5, residual=rows if adds else None)
 
 
-def _rotate(dtype: torch.dtype, head_dim: int, _: Gpu) -> None:
-    angles = meta(64, head_dim, dtype=dtype)
-    rotate(meta(64, 32, head_dim, dtype=dtype), meta(64, 8, head_dim, dtype=dtype), angles, angles)
+def _matmul(dtype: torch.dtype, adds: bool, gpu: Gpu) -> None:
+    """An attention's output onto the residual stream; the fused projection, with a bias."""
+    columns = 4096 if adds else 6144
+    matmul(
+        meta(64, 4096, dtype=dtype),
+        meta(columns, 4096, dtype=dtype),
+        None if adds else meta(columns, dtype=dtype),
+        residual=meta(64, columns, dtype=dtype) if adds else None,
+        gpu=gpu,
+    )
 
 
-def _silu_multiply(dtype: torch.dtype, _: Gpu) -> None:
-    silu_multiply(*meta(64, 2 * 14336, dtype=dtype).chunk(2, dim=1))
+def _rotate(dtype: torch.dtype, head_dim: int, normed: bool, _: Gpu) -> None:
+    angles, norm = meta(64, head_dim, dtype=dtype), meta(head_dim, dtype=dtype) if normed else None
+    pages = meta(100, 2, 8, 16, head_dim, dtype=dtype)
+    qkv = meta(64, 48 * head_dim, dtype=dtype)
+    rotate_and_write(qkv, angles, angles, pages, longs(64), query_norm=norm, key_norm=norm, epsilon=1e-6)
+
+
+def _gate(dtype: torch.dtype, activation: Activation, _: Gpu) -> None:
+    gate, up = meta(64, 2 * 14336, dtype=dtype).chunk(2, dim=1)
+    apply_gate(gate, up, activation)
 
 
 def _choose(_: Gpu) -> None:

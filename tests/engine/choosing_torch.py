@@ -1,7 +1,4 @@
-"""Chooses tokens with torch alone, on any device; `engine.sampling` says by which rules.
-
-For logits in host memory `engine.choosing_cpu` is faster.
-"""
+"""Chooses tokens with torch alone, on any device: what the kernels for CPUs and GPUs are compared with."""
 
 from __future__ import annotations
 
@@ -9,27 +6,21 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from engine.choosing_cpu import numbers_for
 from engine.sampling_state import SamplingState, Uniforms
 
 # Candidates that are ranked where top-p alone limits them; a nucleus of more is found without ranking.
 _NUCLEUS_CANDIDATES = 128
 
 
-def argmax(logits: torch.Tensor) -> list[int]:
-    """The most likely token of each row of logits [R, V]: the lowest id among equals."""
-    token_ids: list[int] = logits.argmax(-1).tolist()
-    return token_ids
+def argmax(logits: torch.Tensor) -> torch.Tensor:
+    """As `engine.choosing_cpu.argmax`."""
+    return logits.argmax(-1)
 
 
-def choose(logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplingState], numbers: Uniforms) -> list[int]:
-    """The next tokens of some rows of edited logits.
-
-    Args:
-        logits: float32 [R, V], left as they are.
-        rows: which of them, each once.
-        states: one for each of `rows`.
-        numbers: float64 [len(rows)] in [0, 1); what invert the cumulative distributions of rows that are not greedy.
-    """
+def choose(logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplingState]) -> torch.Tensor:
+    """As `engine.choosing_cpu.choose`."""
+    numbers = numbers_for(states)
     token_ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
     places: dict[_Method, list[int]] = {}
     for place, state in enumerate(states):
@@ -37,18 +28,11 @@ def choose(logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplingS
     for method, of_method in places.items():
         chosen = logits[[rows[place] for place in of_method]]
         token_ids[of_method] = method(chosen, [states[place] for place in of_method], numbers[of_method])
-    chosen_ids: list[int] = token_ids.tolist()
-    return chosen_ids
+    return token_ids
 
 
 def ranked(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `k` largest logits of each row and their ids, largest first; among equals the lowest ids, lowest first.
-
-    `torch.topk` leaves open which of several equal logits it returns, and bfloat16 models make equal logits often.
-
-    Returns:
-        float32 [R, k] and int64 [R, k].
-    """
+    """As `engine.choosing_cpu.ranked`."""
     values, ids = logits.topk(k)
     smallest = values[:, -1:]
     num_larger = (values > smallest).sum(-1)

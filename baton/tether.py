@@ -1,7 +1,8 @@
 """Ties a process to its parent, then becomes the command it was given: `python tether.py PARENT_PID COMMAND...`.
 
-Run by `deploy.child` in a bare interpreter (`-I -S`), since code between fork and exec is unsafe in a parent with
-threads. On Linux the kernel then kills the process when its parent dies, however that happens; exec keeps the tie.
+Run by `deploy.child` and `worker.ranks.team` in a bare interpreter (`-I -S`), since code between fork and exec is
+unsafe in a parent with threads. On Linux the kernel then kills the process when its parent dies, or the thread of it
+that made the process, however that happens; exec keeps the tie.
 """
 
 from __future__ import annotations
