@@ -23,7 +23,8 @@ class TransferMetrics:
         )
         self.transfer_s = make.histogram(
             "baton_kv_transfer_seconds",
-            "From Open to the answer of Commit, as the sender sees it; most of it lies beside the prefill.",
+            "From Open to the answer of Commit, as the sender sees it; most of it lies beside the prefill. Between "
+            "workers of several ranks there is one transfer for each two ranks that have heads in common.",
             buckets.TRANSFER,
             transport=TRANSPORTS,
         )

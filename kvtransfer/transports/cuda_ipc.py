@@ -24,9 +24,9 @@ from kvtransfer.device_pages import DevicePages
 from kvtransfer.frame import Frame
 from kvtransfer.pages import BlockIds, PageMemory
 from kvtransfer.pool_source import BLOCK_ID, GENERATION, Generations
-from kvtransfer.ring import create_ring, shm_domain, sweep_rings, unlink_ring
+from kvtransfer.ring import create_ring, sweep_rings, unlink_ring
 from kvtransfer.transports.base import Control, TransportUnavailableError, Wire, WireEvents, WireSettings
-from kvtransfer.transports.shm import SocketListener, SocketPipe
+from kvtransfer.transports.shm import SocketListener, SocketPipe, is_on_this_host
 from kvtransfer.transports.stream import MAX_FRAMES, StreamWire
 
 if TYPE_CHECKING:
@@ -47,15 +47,11 @@ class CudaIpcTransport:
         return isinstance(memory, DevicePages)
 
     def listen(self, receiver: Receiver, host: str) -> SocketListener:
-        sweep_rings()
-        try:
-            return SocketListener(receiver, self.name)
-        except OSError as error:
-            raise TransportUnavailableError(f"no abstract Unix sockets: {error}") from error
+        return SocketListener(receiver, self.name)
 
     def reaches(self, offer: transfer_pb2.TransportOffer) -> bool:
         # Whether one GPU reads the other the receiver finds out when it maps the pool.
-        return offer.domain != "" and offer.domain == shm_domain()
+        return is_on_this_host(offer)
 
     def connect(
         self, offer: transfer_pb2.TransportOffer, settings: WireSettings, events: WireEvents

@@ -31,14 +31,10 @@ class ShmTransport:
         return True
 
     def listen(self, receiver: Receiver, host: str) -> SocketListener:
-        sweep_rings()
-        try:
-            return SocketListener(receiver, self.name)
-        except OSError as error:
-            raise TransportUnavailableError(f"no abstract Unix sockets: {error}") from error
+        return SocketListener(receiver, self.name)
 
     def reaches(self, offer: transfer_pb2.TransportOffer) -> bool:
-        return offer.domain != "" and offer.domain == shm_domain()
+        return is_on_this_host(offer)
 
     def connect(
         self, offer: transfer_pb2.TransportOffer, settings: WireSettings, events: WireEvents
@@ -56,14 +52,27 @@ class ShmTransport:
 
 
 class SocketListener:
-    """Of a transport whose headers take a Unix socket; raises OSError where there are none."""
+    """Of a transport whose headers take a Unix socket, and that shares memory in a ring's file.
+
+    Raises:
+        TransportUnavailableError: there are no such sockets.
+    """
 
     def __init__(self, receiver: Receiver, transport: str) -> None:
-        self._server = SocketServer(receiver)
+        sweep_rings()
+        try:
+            self._server = SocketServer(receiver)
+        except OSError as error:
+            raise TransportUnavailableError(f"no abstract Unix sockets: {error}") from error
         self.offer = transfer_pb2.TransportOffer(transport=transport, address=self._server.address, domain=shm_domain())
 
     def close(self) -> None:
         self._server.close()
+
+
+def is_on_this_host(offer: transfer_pb2.TransportOffer) -> bool:
+    """Whether this process sees the shared memory of a `SocketListener`'s."""
+    return offer.domain != "" and offer.domain == shm_domain()
 
 
 class SocketPipe:
