@@ -49,8 +49,17 @@ def main() -> None:
 
 
 def _work(own: socket.socket, control: socket.socket, environment: Mapping[str, str], *, is_alone: bool) -> int:
-    """A worker's process."""
+    """A worker's process.
+
+    It is of the server's group until orders come, which tell that its pid has been told: whoever collects that group
+    so collects those of which nobody knows.
+    """
     control.close()
+    try:
+        if not own.recv(1, socket.MSG_PEEK):
+            return 1
+    except ConnectionResetError:
+        return 1
     os.setsid()
     os.environ.update(environment)
     if not is_alone:

@@ -71,6 +71,7 @@ class ForkServer:
         self._environment = {**environment, **ONE_THREAD}
         self._starting = asyncio.Lock()
         self._server: asyncio.subprocess.Process | None = None
+        self._server_pids: list[int] = []
         self._control: socket.socket | None = None
         self._waiters: collections.deque[asyncio.Future[ForkedProcess]] = collections.deque()
         self._processes: list[ForkedProcess] = []
@@ -90,6 +91,7 @@ class ForkServer:
                     environment=self._environment,
                 )
                 undo.pop_all()
+            self._server_pids.append(self._server.pid)
             ours.setblocking(False)
             self._control = ours
             asyncio.get_running_loop().add_reader(ours, self._receive)
@@ -147,7 +149,7 @@ class ForkServer:
 
     async def close(self) -> None:
         """Ends the server and every process that it has forked. Idempotent."""
-        # What is being forked right now, and will end by itself, is no longer this process's to collect.
+        # What is being forked right now will end by itself, and is this process's to collect only if it is so already.
         adopt_orphans(False)
         if self._control is not None:
             asyncio.get_running_loop().remove_reader(self._control)
@@ -159,6 +161,10 @@ class ForkServer:
                     self._forked(int(packet))
         self._hang_up()
         await asyncio.gather(*(child.kill(process) for process in self._processes))
+        # Those whose pids nobody told end by themselves, in their servers' groups.
+        for pid in self._server_pids:
+            await asyncio.to_thread(_wait_for_group, pid)
+        self._server_pids.clear()
 
 
 def _wait_for_group(pid: int) -> None:

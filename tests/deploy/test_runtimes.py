@@ -25,7 +25,6 @@ from tests.deploy.fake_actors import ACTORS
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.clusters]
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-END_S = 20.0
 RUNTIMES: Mapping[str, Callable[[], WorkerRuntime]] = {
     "process": lambda: ProcessRuntime(ACTORS),
     "ray": lambda: RayRuntime(ServeConfig(model=ModelConfig(path="")), ACTORS),
@@ -48,9 +47,7 @@ async def runtime_name(request: pytest.FixtureRequest, tmp_path_factory: pytest.
         await host.open()
         yield request.param
         await host.close()
-        # What was being forked when its server was killed ends by itself, and is nobody's to collect but this test's.
-        left = set(psutil.Process().children(recursive=True)) - before
-        assert not psutil.wait_procs(left, timeout=END_S)[1]
+        assert set(psutil.Process().children(recursive=True)) <= before
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -320,6 +320,15 @@ def test_where_the_shared_memory_is_too_small_grpc_takes_over(
     assert [record.levelname for record in caplog.records if "cannot go by shm" in record.message] == ["WARNING"]
 
 
+def assert_grpc_takes_over(make_decode: MakeDecode, make_prefill: MakePrefill, first: str) -> None:
+    config = small(first, "grpc")
+    decode, prefill = make_decode(config), make_prefill(config)
+    sending = push_blocks(prefill, decode, A, [5], [1])
+    sending.commit()
+    assert sending.outcome() is None
+    assert sending.push.transport == "grpc"
+
+
 def test_where_the_receiver_cannot_map_the_ring_grpc_takes_over(
     make_decode: MakeDecode, make_prefill: MakePrefill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,12 +336,7 @@ def test_where_the_receiver_cannot_map_the_ring_grpc_takes_over(
         raise PermissionError("not yours")
 
     monkeypatch.setattr(sources, "open_ring", refuse)
-    config = small("shm", "grpc")
-    decode, prefill = make_decode(config), make_prefill(config)
-    sending = push_blocks(prefill, decode, A, [5], [1])
-    sending.commit()
-    assert sending.outcome() is None
-    assert sending.push.transport == "grpc"
+    assert_grpc_takes_over(make_decode, make_prefill, "shm")
 
 
 def test_where_the_two_cannot_make_a_group_grpc_takes_over(
@@ -340,12 +344,7 @@ def test_where_the_two_cannot_make_a_group_grpc_takes_over(
 ) -> None:
     # Another host's address, at which this process cannot listen.
     monkeypatch.setattr(pair_group, "own_address", lambda peer: "192.0.2.1")
-    config = small("collective", "grpc")
-    decode, prefill = make_decode(config), make_prefill(config)
-    sending = push_blocks(prefill, decode, A, [5], [1])
-    sending.commit()
-    assert sending.outcome() is None
-    assert sending.push.transport == "grpc"
+    assert_grpc_takes_over(make_decode, make_prefill, "collective")
 
 
 def test_a_stream_that_breaks_while_the_group_is_made_leaves_the_way_to_grpc(
@@ -355,12 +354,7 @@ def test_a_stream_that_breaks_while_the_group_is_made_leaves_the_way_to_grpc(
         raise RuntimeError("a fault of the receiver's")
 
     monkeypatch.setattr(GroupSource, "store", break_stream)
-    config = small("collective", "grpc")
-    decode, prefill = make_decode(config), make_prefill(config)
-    sending = push_blocks(prefill, decode, A, [5], [1])
-    sending.commit()
-    assert sending.outcome() is None
-    assert sending.push.transport == "grpc"
+    assert_grpc_takes_over(make_decode, make_prefill, "collective")
 
 
 @pytest.mark.parametrize("transport", BUFFERED)
