@@ -17,7 +17,7 @@ from engine.cores import Cores
 from engine.decode_graphs import DecodeGraphs
 from engine.kv.layout import KVLayout
 from engine.model_loader import LoadedModel
-from engine.staging import Pace
+from engine.pace import Pace
 
 
 class ModelRunner:

@@ -1,4 +1,4 @@
-"""What passes between the host and the engine's device, and how far the host may run ahead.
+"""What passes between the host and the engine's device.
 
 Small arrays go together, in one copy that nobody waits for. Copies go through pinned memory, without which they would
 stop the host until the device has come to them. Torch's allocator of pinned memory keeps a buffer until the copies that
@@ -7,7 +7,6 @@ read it are through.
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,7 +68,7 @@ class Fetch:
                 torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
                 for tensor in tensors
             ]
-            self._done = _event()
+            self._done = sleeping_event()
             self._done.record()
 
     def wait(self) -> Sequence[torch.Tensor]:
@@ -79,26 +78,6 @@ class Fetch:
         return self._tensors
 
 
-class Pace:
-    """Around each launch of a step: it begins once all but the last step before are through.
-
-    So the GPU has the next step when it ends one, and the host decides on a step no earlier than it must.
-    """
-
-    def __init__(self) -> None:
-        # Ends of the last two steps.
-        self._ends: collections.deque[torch.cuda.Event] = collections.deque(maxlen=2)
-
-    def __enter__(self) -> None:
-        if len(self._ends) == 2:
-            self._ends[0].synchronize()
-
-    def __exit__(self, *_: object) -> None:
-        end = _event()
-        end.record()
-        self._ends.append(end)
-
-
-def _event() -> torch.cuda.Event:
-    # Whoever waits for it sleeps, instead of asking over and over.
+def sleeping_event() -> torch.cuda.Event:
+    """Whoever waits for it sleeps, instead of asking over and over."""
     return torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]

@@ -1,3 +1,3 @@
-"""Before any module of these tests imports kernels: a process either interprets all of them or none."""
+"""Has Triton's interpreter, where there is no GPU, round as GPUs do."""
 
 from tests.engine.kernels import interpreter  # noqa: F401

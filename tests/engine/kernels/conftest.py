@@ -1,3 +1,3 @@
-"""Before any module of these tests imports kernels, so that they are interpreted where there is no GPU."""
+"""Has Triton's interpreter, where there is no GPU, round as GPUs do."""
 
 from tests.engine.kernels import interpreter  # noqa: F401
